@@ -19,6 +19,7 @@ request again finds it and stops. After a kill the same command continues, to th
 """
 
 import contextlib
+import copy
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -135,7 +136,8 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
     if is_learned:
         return ResolvedRequest(request, corpus, None)
-    tokenizer = load_tokenizer(spec, end_of_text=request.end_of_text).without_begin_of_text()
+    tokenizer = copy.copy(load_tokenizer(spec, end_of_text=request.end_of_text))
+    tokenizer.begin_of_text_name = None  # documents begin with the end of the one before
     return ResolvedRequest(request, corpus, tokenizer)
 
 

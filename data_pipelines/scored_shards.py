@@ -34,7 +34,8 @@ from gptjax.data.shards import token_dtype
 from gptjax.tokenization.chat import MaskedTokens, with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
-from gptjax.tokenization.tokenizer import Tokenizer, find_tokenizer_directory, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 RECORDS_VERSION = 5
 """Increase it whenever the same records become other tokens."""

@@ -143,14 +143,6 @@ class Tokenizer(ABC):
         other.end_of_text_name = name
         return other
 
-    def without_begin_of_text(self) -> "Tokenizer":
-        """The same tokenizer where documents begin with the end of the one before, as `prepare` writes them."""
-        if self.begin_of_text_name is None:
-            return self
-        other = copy.copy(self)
-        other.begin_of_text_name = None
-        return other
-
     def explain_no_end_of_text(self) -> str | None:
         """What to say where documents matter and the tokenizer names no end of text; None if it does."""
         if self.end_of_text_name is not None:
@@ -317,20 +309,9 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
 
 
-def find_tokenizer_directory(spec: str | os.PathLike[str]) -> Path | None:
-    """Where the other files of a tokenizer of `load_tokenizer` are; None for one without."""
-    name = os.fspath(spec)
-    if name == "bytes" or name.partition(":")[0] == "gpt2":
-        return None
-    path = expand_path(name)
-    return path if path.is_dir() else path.parent
-
-
 def _load(name: str) -> Tokenizer:
-    if name == "bytes":
-        return Bytes()
-    if name == "gpt2":
-        return _load_gpt2()
+    if name in ("bytes", "gpt2"):
+        return Bytes() if name == "bytes" else _load_gpt2()
     if name.startswith("gpt2:"):
         tokenizer = _make_tokenizer(read_directory(expand_path(name.removeprefix("gpt2:"))))
         if tokenizer.name != "gpt2":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.files import LARGEST_TOKENIZER, read_text
+from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
 from gptjax.process.console import print_once
 
 END_OF_TEXT = "<|endoftext|>"
@@ -83,6 +83,14 @@ def read_directory(directory: Path) -> TokenTable:
         f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
         "or merges.txt with vocab.json."
     )
+
+
+def find_tokenizer_directory(name: str) -> Path | None:
+    """Where the other files of a tokenizer of `load_tokenizer` are; None for one without."""
+    if name == "bytes" or name.partition(":")[0] == "gpt2":
+        return None
+    path = expand_path(name)
+    return path if path.is_dir() else path.parent
 
 
 def explain_missing(name: str) -> str:
