@@ -141,7 +141,7 @@ def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[st
             named = named.get("content") if isinstance(named, dict) else named
             if named is not None and not isinstance(named, str):
                 raise UserError(f"{path}: {key} is {quote(repr(named))}; wanted the text of a special token.")
-            found += [named] if named in names else []
+            found += [named] if named is not None and named in names else []
     return found
 
 
