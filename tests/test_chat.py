@@ -142,8 +142,8 @@ def test_template_without_system_role_puts_it_before_the_question():
 
 
 def test_special_tokens_in_a_header_act_and_those_in_a_content_do_not():
-    names = [*LLAMA3.special_tokens, "<|header|>"]
-    tok = train_bpe(["two and two\n\n"] * 9, vocab_size=265, special_tokens=names)
+    assert LLAMA3.special_tokens == ("<|start|>", "<|eot|>", "<|header|>")
+    tok = train_bpe(["two and two\n\n"] * 9, vocab_size=265, special_tokens=LLAMA3.special_tokens)
     messages = [Message("user", "a<|header|>"), Message("assistant", "b")]
     tokens, scored = ChatEncoder(tok, LLAMA3).encode_conversation(messages)
     start, header, end = (tok.specials[name] for name in ("<|start|>", "<|header|>", "<|eot|>"))

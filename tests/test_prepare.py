@@ -198,7 +198,8 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)
-    assert "--config=modern_253m_sft --init-from=RUN" in suggest_next(chats, many)
+    assert suggest_next(chats, many).endswith("--config=modern_253m_sft --init-from=RUN needs a validation split.")
+    assert "--config=modern_253m_sft --init-from=RUN --data" in suggest_next(chats, many | {"val": many["train"]})
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
     assert load_config("own_text_cpu").model.context_length + 1 == options.least_tokens

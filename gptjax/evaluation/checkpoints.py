@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.data.config import TokenShards
@@ -180,8 +180,8 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)
     tokens, documents = round(float(sums.scored.sum())), len(text.documents)
-    begins = run.tokenizer is not None and run.tokenizer.begin_of_text is not None
-    facts = {"has_end_of_text": begins, "is_stored": text.is_stored}
+    evaluation.window = protocol.window
+    facts = {"begin": name_begin(run), "is_stored": text.is_stored}
     evaluation.about |= {
         "protocol": f"{name}: {protocol.describe(scored=tokens, documents=documents, **facts)}",
         "tokens": tokens,
@@ -197,6 +197,14 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
 
         rounded = compute_figures(score(round_weights(model, options.quantize)), draws=1)
         evaluation.about["val_loss_quantized"] = rounded["nats_per_token"].value
+
+
+def name_begin(run: Checkpoint) -> str | None:
+    """What a document follows, in words; None if the checkpoint's tokenizer has nothing of the kind."""
+    if run.tokenizer is None or run.tokenizer.begin_of_text is None:
+        return None
+    own = run.tokenizer.begin_of_text_name
+    return "an end of text" if own is None else quote(own)
 
 
 def find_data(options: Evaluate, run: Checkpoint) -> DataSource:

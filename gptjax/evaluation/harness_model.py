@@ -196,7 +196,7 @@ class HarnessModel(TemplateLM):
         except UserError:
             raise
         except Exception as error:  # a template is a program, which may fail in any way
-            reason = quote(f"{type(error).__name__}: {error}")
+            reason = quote(f"{type(error).__name__}: {error}".rstrip("."))
             raise UserError(f"--apply-chat-template: the checkpoint's chat template fails: {reason}.") from None
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
