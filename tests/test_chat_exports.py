@@ -54,6 +54,7 @@ def test_a_mapping_without_nodes_is_no_tree():
     [
         {"prompt": {"role": "prompter", "text": "Hi", "replies": []}},
         {"mapping": {"root": node(None)}},
+        {"mapping": {"a": {"parent": ["b"], "children": 1}, "b": 2}, "current_node": ["a"]},
         {"mapping": {"root": node(None, author={"role": "user"}, content={"content_type": "text", "parts": ["Hi"]})}},
     ],
 )

@@ -305,3 +305,18 @@ def test_a_part_of_another_type_is_no_loss_in_silence(field: dict[str, Any]) -> 
 def test_nulls_of_other_forms_are_passed_over() -> None:
     turns = [{"role": None, "from": name, "value": "x", "content": None} for name in ("human", "gpt")]
     assert [message.role for message in parse_conversation(turns, where="x").messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"mapping": {"a": {"message": {"author": {"role": "gpt"}, "content": {"content_type": "text", "parts": 1}}}}},
+        {"prompt": {"role": "prompter", "text": "a", "replies": [{"text": "b", "replies": 1, "rank": "x"}]}},
+        {"messages": "[{" * 9000},
+        {"text": "[INST]" * 100_000},
+        {"contents": [{"role": "user", "parts": {"text": 1}}], "systemInstruction": [3]},
+    ],
+)
+def test_damaged_forms_are_invalid_records(record: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^x: "):
+        parse_conversation(record, where="x")
