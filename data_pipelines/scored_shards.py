@@ -37,7 +37,7 @@ from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 5
+RECORDS_VERSION = 6
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
