@@ -198,7 +198,8 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)
-    assert "--config=modern_253m_sft --init-from=RUN" in suggest_next(chats, many)
+    assert suggest_next(chats, many).endswith("--config=modern_253m_sft --init-from=RUN needs a validation split.")
+    assert "--config=modern_253m_sft --init-from=RUN --data" in suggest_next(chats, many | {"val": many["train"]})
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
     assert load_config("own_text_cpu").model.context_length + 1 == options.least_tokens
@@ -231,6 +232,17 @@ def test_special_tokens_in_the_text_stay_text(tmp_path, bpe):
     assert np.flatnonzero(ids == tokenizer.end_of_text).tolist() == stream.document_starts.tolist()
     ends = [*stream.document_starts[1:], len(ids)]
     assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.document_starts, ends, strict=True)] == texts  # pyright: ignore[reportArgumentType]
+
+
+def test_documents_begin_with_the_end_of_text_whatever_the_tokenizer_names(tmp_path, bpe):
+    """A run on them begins its texts in the same way, though the model of others began with a token of its own."""
+    load_tokenizer(bpe).with_special_tokens(["<s>", "</s>"]).save(tmp_path / "tok")
+    (tmp_path / "tok/tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    write_jsonl(tmp_path / "a.jsonl", make_texts())
+    run(tmp_path / "a.jsonl", tmp_path / "out", tokenizer=str(tmp_path / "tok"))
+    written = load_tokenizer(tmp_path / "out")
+    first = open_split(tmp_path / "out", "train").read(0, 1)[0]
+    assert written.begin_of_text == written.end_of_text == first == written.specials["</s>"]
 
 
 def test_max_document_tokens_splits_documents(tmp_path, bpe):

@@ -156,6 +156,8 @@ def test_other_validation_pairs_are_refused_before_the_stored_reference_is_repla
     first, other = with_validation(2), with_validation(3)
     store(first)
     fingerprint = first.data.open_stream("val").fingerprint
+    with pytest.raises(UserError, match="no files of the split 'val'"):
+        store(replace(config, evaluators=(ValidationLoss(),)))
     saved = SavedRun(3, replace(first, data=other.data), {"reference": "w", "validation": fingerprint})
     with pytest.raises(UserError, match=r"validation: \w+… → \w+…"):
         store(other, saved=saved)

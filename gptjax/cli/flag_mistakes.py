@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, SWITCHED_ON, VALUES
+from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
 from gptjax.cli.flags import (
     FALSE,
     TRUE,
@@ -205,7 +205,8 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
     if is_switched_on and meant and (on := SWITCHED_ON.get(meant[0])):
         return meant[:1], on
     if value and "data.path" in meant and "data.source" in flags:
-        return ["data.source" if _is_text_file(value) else "data.path"], value
+        is_name = word in ("dataset", "dataset-name") and "/" not in value and not expand_path(value).exists()
+        return ["data.source" if is_name or _is_text_file(value) else "data.path"], value
     if "split" in meant and _is_number(value):
         return ["split"], value
     fitting = [
@@ -236,7 +237,7 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     """The flags that a name may mean, the likeliest first."""
     if synonyms := [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]:
         return synonyms
-    if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
+    if name not in OTHER_ALONE and (found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]):
         return sorted(found, key=lambda flag: flag.count("."))[:3]
     if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:
         return []

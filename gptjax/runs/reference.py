@@ -84,8 +84,9 @@ def prepare_frozen_model(
     known = _find_fingerprint(objective, saved)
     if known is not None and all(_is_stored(part.directory, part.identify(known)) for part in parts):
         return FrozenModel(with_reference, None, {"reference": known})
+    validation = _identify_validation(config)
     if saved is not None:
-        check_same_run(config, saved, _identify_validation(config))
+        check_same_run(config, saved, validation)
     if known is not None:
         print_once(
             f"note: {config.directory / REFERENCE} lacks log-probabilities of this data, or a file has changed. They "
@@ -100,7 +101,10 @@ def prepare_frozen_model(
 
 
 def _identify_validation(config: TrainConfig) -> Fingerprints:
-    """The identity of the validation pairs, if the run reads them: what is stored of others is not to be replaced."""
+    """The identity of the validation pairs, if the run reads them: what is stored of others is not to be replaced.
+
+    Raises `MissingSplit` if there are none, before anything is computed.
+    """
     if not any(isinstance(evaluator, ValidationLoss) for evaluator in config.evaluators):
         return {}
     stream = config.data.open_stream("val")

@@ -1,7 +1,7 @@
 """The chat template as a value: role tokens, headers and the system prompt. It is saved beside the tokenizer.
 
 A message is written as START HEADER CONTENT END AFTER. START and END are special tokens, and HEADER and AFTER are text,
-in which names of other special tokens stand for these. ChatML, which inference servers and `transformers` know, is
+in which names such as <|name|> are special tokens, too. ChatML, which inference servers and `transformers` know, is
 
     <|im_start|>ROLE
     CONTENT<|im_end|>
@@ -11,6 +11,7 @@ with a line end after it. `ChatTemplate.to_jinja` is the same template for `tran
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
+
+
+_SPECIAL = re.compile(r"<\|[^\s<>|]+\|>")
 
 
 class Message(NamedTuple):
@@ -47,8 +51,9 @@ class RoleFormat:
     """Text after it."""
 
     @property
-    def special_tokens(self) -> tuple[str, str]:
-        return self.start, self.end
+    def special_tokens(self) -> tuple[str, ...]:
+        """START and END, and what looks like one in the text around them."""
+        return self.start, self.end, *_SPECIAL.findall(self.header + self.after)
 
 
 def _chatml(role: Role) -> RoleFormat:
