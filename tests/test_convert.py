@@ -206,15 +206,16 @@ def test_export_is_kept_only_if_logits_agree(
     is_kept: bool,
 ):
     def compute_wrong_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
-        assert tokens.shape == (1, 12)
+        assert tokens.shape == (1, 9)
         return model_dir.compute_jax_logits(from_hf(directory)[1], tokens, dtype="float32") + error
 
     fake_packages(monkeypatch, torch=object(), transformers=object())
     monkeypatch.setattr(model_dir, "compute_torch_logits", compute_wrong_logits)
+    monkeypatch.setattr(model_dir, "VERIFIED_TOKENS", 9)
     words = ("to-hf", f"--checkpoint={run}", f"--output={tmp_path / 'out'}")
     if is_kept:
         main(list(words))
-        assert "verified: over 12 tokens" in capsys.readouterr().out
+        assert "verified: over 9 tokens" in capsys.readouterr().out
     else:
         assert "transformers computes other logits" in run_and_fail(capsys, *words)
         assert list(tmp_path.iterdir()) == []
@@ -243,6 +244,11 @@ def test_other_names_are_fetched_from_the_hub(
     assert not any("bin" in pattern or pattern == "*" for pattern in options["allow_patterns"])
     message = run_and_fail(capsys, "from-hf", "--model=someone/typo", f"--output={tmp_path / 'other'}")
     assert "fetching it from the hub failed: LookupError: 404" in message
+
+
+def test_a_run_is_not_taken_for_a_model_of_hugging_face(capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path):
+    message = run_and_fail(capsys, "from-hf", f"--model={run}", f"--output={tmp_path / 'out'}")
+    assert "is a run of gptjax already. Name it with --checkpoint" in message
 
 
 def test_missing_paths_are_not_fetched_from_the_hub(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -21,6 +21,7 @@ from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.tokenization.tokenizer import Bytes
 
 CONFIG = make_hf_config(n_layer=2, vocab_size=260)
+OWN = {"num_hidden_layers": 2, "hidden_size": 30, "num_attention_heads": 3}
 FORGED = "x\nerror: all is well\x1b[2J\u202e"
 """A name that imitates a message and clears a terminal."""
 EMBEDDING = "transformer.wte.weight"
@@ -137,6 +138,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a negative end": set_config(eos_token_id=[-1]),
     "an end as text": set_config(eos_token_id="x"),
     "a begin as an object": set_config(bos_token_id={}),
+    "a pattern without an end": set_config(model_type="gptjax", **OWN, value_embeddings="x\n" * 10**5),
+    "an option of a stranger": set_config(model_type="gptjax", **OWN, unet_skips=FORGED),
     "a class as text": set_config(architectures="x"),
     "a class as a number": set_config(architectures=[3]),
     "quantized weights": set_config(quantization_config={"quant_method": "gptq"}),

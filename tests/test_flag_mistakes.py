@@ -60,6 +60,11 @@ TYPED = {
     "chat --checkpoint": "Write --checkpoint=….",
     "chat --checkpoint=x --system Hi": "Write --system-prompt=Hi.",
     "chat --checkpoint=x --system 'You are'": "Write --system-prompt='You are'.",
+    "sample --checkpoint=x --file=a.txt": "Write --prompt-file=a.txt.",
+    "sample --checkpoint=x --system=a": "gptjax.chat --system-prompt=…",
+    "prepare_chat --source=a --tokenizer=gpt2 --output=b --prompt-field=q": "--rename-fields=NAME:NEW",
+    "index_shards d --dtype=uint32": "it is seen by their values",
+    "train_tokenizer --source=a --vocab-size=300 --model=unigram --output=b": "A byte-level BPE is learned.",
     "evaluate --checkpoint=x --tasks hellaswag piqa": "separated by commas: --tasks=hellaswag,piqa.",
     "chat --checkpoint=x --prompt=Hi": "gptjax.sample --prompt=…",
     "chat --checkpoint=x --stop_words=END": "Write --stop-text=END.",
@@ -93,7 +98,7 @@ TYPED = {
     "prepare --source=a --tokenizer=gpt2 --output=b --strict=maybe": "wanted --strict or --no-strict.",
     "prepare --source=a --tokenizer=gpt2 --output=b --seperator=x": "Write --separator=x.",
     "prepare --source=a --tokenizer=bpe --output=b": "wanted a number of tokens, such as bpe:8192",
-    "prepare --source=stdlib --tokenizer=bpe-8192 --output=b": "prepare learns bpe:8192.",
+    "prepare --source=stdlib --tokenizer=bpe-8192 --output=b": "prepare learns chars or bpe:8192.",
     "prepare --source=a --tokenizer=gpt2 --output=b --force": "Write --overwrite.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --max_length=512": "Write --max-document-tokens=512.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat, or a ",
@@ -146,3 +151,21 @@ def test_a_pattern_that_the_shell_replaced_is_shown(
     with pytest.raises(SystemExit):
         call("prepare", ["--source", "a b.txt", "c.txt", *rest], monkeypatch)
     assert capsys.readouterr().err.endswith("quote it: --source='*.txt'.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint", "a", "b"], "Each value needs its flag: --checkpoint=a --checkpoint=b."),
+        (["--checkpoint=a", "--text", "a", "b"], "b belongs to no flag. --text takes one value, a.\n"),
+    ],
+)
+def test_paths_behind_a_flag_without_patterns_are_no_pattern(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        call("evaluate", words, monkeypatch)
+    assert message in capsys.readouterr().err

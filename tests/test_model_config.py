@@ -24,6 +24,8 @@ SMALL = GPTConfig(num_layers=2, embed_dim=32, num_heads=4, context_length=16, vo
         ({"window_pattern": "SSX"}, r"model\.window_pattern is 'SSX'; it must be a pattern of L and S"),
         ({"window_pattern": "SL"}, r"model\.short_window is not given"),
         ({"num_sinks": -1}, r"model\.num_sinks is -1; it must not be negative"),
+        ({"activation": "swiglu"}, r"gelu_tanh, .*silu \(swiglu is silu with model\.gated_mlp\), or a name"),
+        ({"positions": "rope"}, r"learned, rotary \(rope is rotary\), or a name"),
         ({"activation": "mish"}, r"model\.activation is 'mish'; it must be one of gelu_tanh, gelu, relu"),
         (
             {"positions": "alibi"},

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, SWITCHED_ON, VALUES
+from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
 from gptjax.cli.flags import (
     FALSE,
     TRUE,
@@ -85,11 +85,12 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
     word = given[1] if len(given) > 1 else given[0]
     if "=" in word:
         return _explain_bare(word, flags)
-    if pattern := _find_pattern(given):
+    if name.endswith("source") and (pattern := _find_pattern(given)):
         return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: --{name}={_spell(pattern)}."
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
-    if str not in flags[name].types and not flags[name].appends:
+    is_text = str in flags[name].types and not all(map(os.path.lexists, given))  # files are no text with blanks
+    if not is_text and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
     if name == "tasks":
@@ -205,7 +206,8 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
     if is_switched_on and meant and (on := SWITCHED_ON.get(meant[0])):
         return meant[:1], on
     if value and "data.path" in meant and "data.source" in flags:
-        return ["data.source" if _is_text_file(value) else "data.path"], value
+        is_name = word in ("dataset", "dataset-name") and "/" not in value and not expand_path(value).exists()
+        return ["data.source" if is_name or _is_text_file(value) else "data.path"], value
     if "split" in meant and _is_number(value):
         return ["split"], value
     fitting = [
@@ -236,7 +238,7 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     """The flags that a name may mean, the likeliest first."""
     if synonyms := [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]:
         return synonyms
-    if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
+    if name not in OTHER_ALONE and (found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]):
         return sorted(found, key=lambda flag: flag.count("."))[:3]
     if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:
         return []

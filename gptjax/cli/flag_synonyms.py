@@ -59,6 +59,7 @@ _SAME = {
     "top-p": "topp p nucleus",
     "stop-text": "stop-word stop-words stop-string stop-strings stop-sequence stop-sequences until",
     "num-samples": "n samples n-samples num-return-sequences",
+    "prompt-file": "file prompts prompts-file input-file",
     "text": "file text-file input input-file eval-file",
     "tokens": "eval-tokens max-tokens eval-iters num-tokens",
     "source": "hf hub input data dataset file files path in input-file train-file text corpus data-path",
@@ -117,6 +118,15 @@ for _flag, _words in _SAME.items():
         FLAGS_BY_WORD.setdefault(_word, []).append(_flag)
 
 _DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses."
+_POSITIONS = (
+    "positions",
+    "pos-emb",
+    "pos-embed",
+    "position-embedding",
+    "position-embedding-type",
+    "positional-encoding",
+)
+_ACTIVATIONS = ("activation", "act", "act-fn", "hidden-act", "activation-function", "mlp", "mlp-type")
 EXPLANATIONS = {
     **dict.fromkeys(
         (
@@ -135,6 +145,19 @@ EXPLANATIONS = {
         _DEVICES,
     ),
     "compile": "Every step is compiled.",
+    **dict.fromkeys(("num-nodes", "nnodes", "num-hosts"), "Each host runs the same command: see docs/devices.md."),
+    **dict.fromkeys(
+        (
+            *("prompt-field", "prompt-column", "question-field", "answer-field", "response-field", "completion-field"),
+            *("chosen-field", "rejected-field", "messages-field", "columns", "column-mapping", "fields", "field-map"),
+        ),
+        "--rename-fields=NAME:NEW,NAME:NEW gives fields the names that are known, such as prompt and completion.",
+    ),
+    **dict.fromkeys(("system", "system-prompt"), "python -m gptjax.chat --system-prompt=… begins a conversation so."),
+    **dict.fromkeys(("metrics", "metric", "perplexity", "ppl"), "All figures are measured; --json=FILE keeps them."),
+    **dict.fromkeys(("streaming", "stream-data"), "Sources are always read as a stream."),
+    **dict.fromkeys(("model-type", "algorithm", "model=unigram", "model=bpe"), "A byte-level BPE is learned."),
+    "dtype": "Ids have the width that a vocabulary needs; in files of others it is seen by their values.",
     "min-lr": "--optimizer.schedule.min-ratio is the last rate as a share of the largest, such as 0.1.",
     **dict.fromkeys(
         ("total-batch-size", "batch-size-tokens", "tokens-per-batch"),
@@ -171,7 +194,7 @@ EXPLANATIONS = {
         "A run is as long as --steps says; its first lines tell how many steps an epoch has.",
     ),
     **dict.fromkeys(
-        ("total-tokens", "train-tokens", "token-budget"),
+        ("tokens", "max-tokens", "num-tokens", "total-tokens", "train-tokens", "token-budget"),
         "--steps counts steps: divide tokens by --batch-size times --model.context-length.",
     ),
     **dict.fromkeys(
@@ -182,9 +205,22 @@ EXPLANATIONS = {
         ("time-limit", "max-duration", "max-hours", "max-minutes", "max-seconds"),
         "--max-time takes a time with its unit, such as 90m or 11.5h.",
     ),
-    **dict.fromkeys(("rope", "use-rope"), "Write --model.positions=rotary."),
+    **dict.fromkeys(
+        ("rope", "use-rope", *(f"{word}=rope" for word in _POSITIONS), *(f"{word}=rotary" for word in _POSITIONS)),
+        "Write --model.positions=rotary.",
+    ),
     **dict.fromkeys(("rmsnorm", "rms-norm", "use-rmsnorm"), "Write --model.norm=rms."),
-    **dict.fromkeys(("swiglu", "use-swiglu"), "Write --model.activation=silu --model.gated-mlp."),
+    **dict.fromkeys(
+        ("swiglu", "use-swiglu", *(f"{word}=swiglu" for word in _ACTIVATIONS)),
+        "Write --model.activation=silu --model.gated-mlp.",
+    ),
+    **dict.fromkeys(
+        ("geglu", *(f"{word}=geglu" for word in _ACTIVATIONS)), "Write --model.activation=gelu --model.gated-mlp."
+    ),
+    **dict.fromkeys(
+        ("val-file", "val-data", "validation-file", "validation-data", "eval-file", "eval-data"),
+        "Validation text is named when data is prepared: python -m data_pipelines.prepare --validation-source=….",
+    ),
     **dict.fromkeys(("zero", "zero-stage", "deepspeed"), "--mesh=fsdp divides weights, gradients and moments."),
     **dict.fromkeys(
         ("pp", "pipeline-parallel", "pipeline-parallel-size", "pipeline-model-parallel-size"),
@@ -245,6 +281,8 @@ EXPLANATIONS = {
     ),
 }
 """What to say of a word that no flag stands for, to commands that have the flags which are named."""
+OTHER_ALONE = ("tokens",)
+"""Words that mean something else alone than at the end of a flag."""
 SWITCHED_ON = {
     "log.wandb": "online",
     "ema.decay": "0.999",

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError
 from gptjax.core.files import check_free, expand_path
-from gptjax.runs.checkpoint_source import open_checkpoint
-from gptjax.runs.run_dir import write_imported_run
+from gptjax.runs.checkpoint_source import is_saved_model, open_checkpoint
+from gptjax.runs.run_dir import CHECKPOINTS, write_imported_run
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 ORIGIN_FILE = "hf_config.json"
@@ -63,6 +63,8 @@ def import_model(options: FromHf) -> None:
     output = expand_path(options.output).absolute()
     check_free(output)
     directory = fetch_model(options.model)
+    if (directory / CHECKPOINTS).is_dir() and not is_saved_model(directory):
+        raise UserError(f"{directory} is a run of gptjax already. Name it with --checkpoint, as it is.")
     config, model, origin = from_hf(directory)
     tokenizer = read_tokenizer(directory, vocab_size=config.resolved_vocab_size)
     others = {ORIGIN_FILE: json.dumps(asdict(origin), indent=2) + "\n"}

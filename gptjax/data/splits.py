@@ -44,7 +44,9 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     """The same as `list_split_files`; raises `MissingSplit` if there are none."""
     folder = Path(directory)
     if not folder.is_dir():
-        raise UserError(f"{folder}: {_advise_on_file(folder) if folder.is_file() else 'no such directory of shards.'}")
+        command = "python -m data_pipelines.prepare --source=TEXT --tokenizer=gpt2 --output=DIR"
+        absent = f"no such directory of shards. Text becomes shards by {command}"
+        raise UserError(f"{folder}: {_advise_on_file(folder) if folder.is_file() else absent}")
     found = list_split_files(folder, split)
     if not found:
         others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.data.config import TokenShards
@@ -172,16 +172,16 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
             raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
         if (own := data.load_tokenizer()) is not None:
             evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
-        text = texts.open_stored_text(stream, run.tokenizer, protocol)
+        text = texts.open_stored_text(stream, own or run.tokenizer, protocol)
         name = f"{name_data(options, data)} ({options.split})"
-    end = None if run.tokenizer is None else run.tokenizer.end_of_text
-    settings = scoring.ScoringOptions(batch_size=options.batch_size, end_of_text=end)
+    begin = None if run.tokenizer is None else run.tokenizer.begin_of_text
+    settings = scoring.ScoringOptions(batch_size=options.batch_size, begin_of_text=begin)
     score = lambda model: texts.score_text(model, text, protocol, options=settings)
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)
     tokens, documents = round(float(sums.scored.sum())), len(text.documents)
-    begins = run.tokenizer is not None and run.tokenizer.begin_of_text is not None
-    facts = {"has_end_of_text": begins, "is_stored": text.is_stored}
+    evaluation.window = protocol.window
+    facts = {"begin": name_begin(run), "is_stored": text.is_stored}
     evaluation.about |= {
         "protocol": f"{name}: {protocol.describe(scored=tokens, documents=documents, **facts)}",
         "tokens": tokens,
@@ -197,6 +197,14 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
 
         rounded = compute_figures(score(round_weights(model, options.quantize)), draws=1)
         evaluation.about["val_loss_quantized"] = rounded["nats_per_token"].value
+
+
+def name_begin(run: Checkpoint) -> str | None:
+    """What a document follows, in words; None if the checkpoint's tokenizer has nothing of the kind."""
+    if run.tokenizer is None or run.tokenizer.begin_of_text is None:
+        return None
+    own = run.tokenizer.begin_of_text_name
+    return "an end of text" if own is None else quote(own)
 
 
 def find_data(options: Evaluate, run: Checkpoint) -> DataSource:

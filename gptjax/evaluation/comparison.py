@@ -27,6 +27,8 @@ class Evaluation:
     """Fingerprint of the tokenizer."""
     items: dict[str, ItemScores] = field(default_factory=dict)
     """Scores of tasks' items, by the figure that they give."""
+    window: int | None = None
+    """Most tokens that a window of the text reads."""
     about: dict[str, Any] = field(default_factory=dict)
     """Step, protocol and counts, for the JSON file."""
 
@@ -53,6 +55,12 @@ def compare(evaluation: Evaluation, baseline: Evaluation) -> Comparison:
             found = compare_figures(*pairs)
             differences |= {name: figure for name, figure in found.items() if same or name not in PER_TOKEN}
             notes += _explain_differences(pairs, all_documents=(len(own.nats), len(other.nats)))
+            windows = {evaluation.window, baseline.window} - {None}
+            if len(windows) > 1:
+                notes.append(
+                    f"its windows are of {evaluation.window:,} tokens, and {baseline.window:,} of the baseline; "
+                    f"--window={min(windows)} makes them equal"
+                )
     for name, items in evaluation.items.items():
         others = baseline.items.get(name)
         if others is None:

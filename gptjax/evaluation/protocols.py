@@ -106,7 +106,7 @@ class EvalProtocol:
     def describe(
         self,
         *,
-        has_end_of_text: bool = True,
+        begin: str | None = "an end of text",
         is_stored: bool = False,
         scored: int | None = None,
         documents: int | None = None,
@@ -114,7 +114,7 @@ class EvalProtocol:
         """The protocol in words.
 
         Args:
-            has_end_of_text: whether the tokenizer has one.
+            begin: what a document follows; None if the tokenizer has nothing of the kind.
             is_stored: whether the text is of shards.
             scored, documents: how many tokens were scored, and how many documents there are, where that is known.
         """
@@ -123,8 +123,8 @@ class EvalProtocol:
         apart = "without overlap" if self.stride == self.window else f"{self.stride} apart"
         if self.offsets is not None:
             apart = f"at {count_of(len(self.offsets), 'given offsets')}"
-        adds = self.first_token == "end-of-text" and has_end_of_text
-        first = "documents follow an end of text" if adds else "the first token is context"
+        adds = self.first_token == "end-of-text" and begin is not None
+        first = f"documents follow {begin}" if adds else "the first token is context"
         first = "tokens as they are stored" if is_stored else first
         parts = [f"{self.name}: windows of {self.window} {apart}", together, first]
         if self.whole_rows:

@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ class ForeignTensor:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.values.shape)
 
+    @property
+    def dtype(self) -> str:
+        return str(self.values.dtype).removeprefix("torch.")
+
     def read(self) -> np.ndarray:
         """The values in float32. Raises `UserError` if one is not finite, or of a type that this would round."""
-        if (dtype := str(self.values.dtype).removeprefix("torch.")) not in DTYPES:
-            raise UserError(f"{self.name} is of type {dtype}; wanted: {', '.join(DTYPES)}. Convert it before.")
+        if self.dtype not in DTYPES:
+            raise UserError(f"{self.name} is of type {self.dtype}; wanted: {', '.join(DTYPES)}. Convert it before.")
         values = self.values
         array = np.asarray(values.detach().float() if hasattr(values, "detach") else values, np.float32)
         if not np.isfinite(array).all():
@@ -71,7 +75,11 @@ class ForeignModel:
     """Names of tensors that are no weights."""
 
     def load(self) -> GPT:
-        """The model. Raises `UserError` with tensors that are missing, not understood, or of another shape."""
+        """The model, which computes in bfloat16 if all its tensors are bfloat16, else in float32.
+
+        Raises:
+            UserError: tensors are missing, not understood, or of another shape.
+        """
         expected = get_shapes(select_rows(self.rows, self.config), self.config)
         found = {name: tensor for name, tensor in self.tensors.items() if not self.buffers.search(name)}
         if unknown := [name for name in found if name not in expected]:
@@ -81,7 +89,9 @@ class ForeignModel:
         for name, shape in expected.items():
             if found[name].shape != shape:
                 raise UserError(f"{self.path}: {name} has shape {found[name].shape}; wanted: {shape}.")
-        return load_weights(self.config, found, rows=self.rows)
+        types = {found[name].dtype for name in expected}
+        compute = replace(self.config.compute, dtype="bfloat16" if types == {"bfloat16"} else "float32")
+        return load_weights(replace(self.config, compute=compute), found, rows=self.rows)
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
@@ -95,15 +105,27 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     import torch  # pyright: ignore[reportMissingImports]
 
     if not path.is_file():
-        raise UserError(f"{path} does not exist. Give the file of a checkpoint.")
+        found = "is no file" if path.exists() else "does not exist"
+        files = ", ".join(quote(str(file)) for file in sorted(path.glob("*.pt"))[:3])
+        raise UserError(f"{path} {found}. Give the file of a checkpoint{f': {files}' if files else ''}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch have errors of their own
-        reason = quote(str(error).strip().partition("\n")[0])
-        raise UserError(f"{path} cannot be read without executing what it holds: {reason}") from None
+        raise UserError(f"{path} {_explain_unreadable(str(error))}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; wanted: a dictionary of tensors.")
     return content
+
+
+def _explain_unreadable(reason: str) -> str:
+    """What PyTorch's error means."""
+    if found := re.search(r"GLOBAL ([\w.]+)", reason):
+        return (
+            f"holds {quote(found[1])}, and reading that can execute code. If you trust the file, load it with PyTorch, "
+            "and save only its tensors, numbers and texts."
+        )
+    first = quote(reason.strip().partition("\n")[0].rstrip("."))
+    return f"cannot be read as a file that torch.save wrote: {first}. Copy it again."
 
 
 def collect_tensors(state: Any, path: Path) -> dict[str, ForeignTensor]:

@@ -14,7 +14,7 @@ import tyro
 from gptjax.core.errors import UserError
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.model.positions import POSITIONS, PositionScheme
-from gptjax.model.requirements import REQUIREMENTS
+from gptjax.model.requirements import OTHER_NAMES, REQUIREMENTS
 from gptjax.sharding.devices import DType
 
 VOCABULARY_MULTIPLE = 128
@@ -185,7 +185,7 @@ class GPTConfig:
         registries = (("activation", "ACTIVATIONS", ACTIVATIONS), ("positions", "POSITIONS", POSITIONS))
         for name, registry, known in registries:
             if (value := getattr(self, name)) not in known:
-                names = ", ".join(known)
+                names = ", ".join(known) + OTHER_NAMES.get(value, "")
                 raise UserError(
                     f"model.{name} is {value!r}; it must be one of {names}, or a name that your own file gives: "
                     f"{registry}[{str(getattr(value, '__name__', value))!r}] = … in the config file, "

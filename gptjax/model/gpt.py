@@ -238,7 +238,12 @@ def resolve_dtype(config: GPTConfig) -> GPTConfig:
 
 def abstract_model(config: GPTConfig, mesh: MeshConfig | None = None) -> GPT:
     """The model with shapes and shardings in place of arrays. It takes no memory."""
-    return jax.eval_shape(lambda key: GPT(config, key=key, mesh=mesh), jax.random.key(0))
+    return jax.eval_shape(_draw_model, jax.random.key(0), config=resolve_dtype(config), mesh=mesh)
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"))  # traced once for each config
+def _draw_model(key: Array, *, config: GPTConfig, mesh: MeshConfig | None) -> GPT:
+    return GPT(config, key=key, mesh=mesh)
 
 
 def count_parameters(config: GPTConfig) -> int:

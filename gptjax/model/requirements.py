@@ -30,3 +30,12 @@ REQUIREMENTS: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
 )
 """(field, other field, what the other must be, predicate): without it the field would change nothing. A field at its
 default requires nothing."""
+OTHER_NAMES = {
+    "rope": " (rope is rotary)",
+    "swiglu": " (swiglu is silu with model.gated_mlp)",
+    "geglu": " (geglu is gelu with model.gated_mlp)",
+    "swish": " (swish is silu)",
+    "gelu_new": " (gelu_new is gelu_tanh)",
+    "absolute": " (absolute ones are learned)",
+}
+"""Other programs' names of activations and positions, as a message explains them."""

@@ -57,6 +57,14 @@ def test_module_has_a_docstring(path: Path) -> None:
     assert not tree.body or (ast.get_docstring(tree) or "").strip()
 
 
+def test_every_annotated_array_is_checked(pytestconfig: pytest.Config) -> None:
+    """jaxtyping checks the packages that pyproject.toml names: those whose modules annotate the shapes of arrays."""
+    annotates = re.compile(r"^(?:from|import) (?:jaxtyping|gptjax\.sharding\.axes)\b", re.MULTILINE)
+    parents = (path.parent for path in MODULES if annotates.search(path.read_text(encoding="utf-8")))
+    *checked, _ = pytestconfig.getoption("--jaxtyping-packages").split(",")
+    assert sorted({".".join(path.relative_to(ROOT).parts) for path in parents}) == checked
+
+
 def count_lines(function: ast.FunctionDef) -> int:
     """Lines of a function without its docstring."""
     [first, *_] = function.body

@@ -22,6 +22,8 @@ from gptjax.sharding.devices import DType
 CONFIG_FILE = "config.json"
 HEAD, EMBEDDING = "head", "token_embedding"
 """Paths of the output head and of the embedding, which may be tied."""
+LONGEST_REASON = 400
+"""Characters shown of why a config is none; it may hold a value of config.json."""
 NOT_COMPUTED = frozenset({"init", "compute", "dropout", "intra_document_mask"})
 """Fields of `GPTConfig` that do not change what given weights compute for one text."""
 
@@ -131,7 +133,7 @@ class Architecture:
         try:
             return GPTConfig(**{**self.implied, **values, "activation": self.activations[activation]})
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {quote(str(error), limit=LONGEST_REASON)}") from None
 
     def _read_field(self, content: Mapping[str, Any], hf_field: str, *, path: Path) -> Any:
         """A field's value, of the type that the field of `GPTConfig` has."""
@@ -146,7 +148,8 @@ class Architecture:
         ):
             return float(value)
         if not matches_type(value, hint):
-            wanted = getattr(hint, "__name__", str(hint))
+            words = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+            wanted = ", ".join(words) or getattr(hint, "__name__", str(hint))
             raise UserError(f"{path}: {hf_field} is {quote(repr(value))}; wanted: {wanted}.")
         return value
 
