@@ -44,6 +44,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that no chat template here writes."""
 FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text")
 """In lower case; the names in files may have capitals and blanks."""
+_KNOWN = frozenset(FIELDS)
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -62,7 +63,7 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
 
     Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = rename_fields(record, renamed, known=FIELDS)
+    record = rename_fields(record, renamed, known=_KNOWN)
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
     if isinstance(record, dict) and messages[0].role != "system" and (system := find_system(record, where=where)):

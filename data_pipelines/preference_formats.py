@@ -28,6 +28,7 @@ SIDE_NAMES = {
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
 FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN)
+_KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
@@ -47,7 +48,7 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
 
     Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = rename_fields(record, renamed, known=FIELDS)
+    record = rename_fields(record, renamed, known=_KNOWN)
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     prompt, chosen, rejected = _find_sides(record, where=where)

@@ -35,20 +35,19 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
     return join_text(value)
 
 
-def rename_fields(record: Any, renamed: Mapping[str, str], *, known: Collection[str]) -> Any:
+def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str]) -> Any:
     """A record with its fields under other names; what is no object, as it is.
 
     `renamed` is from the name in the file to the one here. Others get the name in `known` that differs from theirs in
     capitals and blanks only.
     """
-    if not isinstance(record, dict) or (not renamed and record.keys() <= {*known}):
+    if not isinstance(record, dict):
         return record
-    fields = {renamed.get(key, key): value for key, value in record.items()}
-    for key in list(fields):
-        plain = plain_name(key)
-        if plain in known and plain not in fields:
-            fields[plain] = fields.pop(key)
-    return fields
+    fields = {renamed.get(key, key): value for key, value in record.items()} if renamed else record
+    spelled = {key: plain for key in fields if key not in known and (plain := plain_name(key)) in known}
+    if not spelled:
+        return fields
+    return {new: value for key, value in fields.items() if (new := spelled.get(key, key)) == key or new not in fields}
 
 
 def plain_name(name: object) -> str:
