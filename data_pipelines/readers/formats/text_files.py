@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,9 @@ from gptjax.core.unicode import replace_surrogates
 COMPRESSED = ("", ".gz", ".zst")
 """Endings that `open_file` understands."""
 NULS = "files have NUL bytes, which were kept, though text seldom has any"
+AS_TEXT = "files have a JSON object first, read as text for the name; named .jsonl, it is records"
+RECORD_BYTES = 2**20
+"""Of a text, how much is looked at for a record."""
 BUFFER_BYTES = 2**18
 """Python's default of 8 kB makes reading lines several times slower."""
 
@@ -40,6 +44,8 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     if b"\0" in content:
         context.notes[NULS] += 1
         context.notes.first.setdefault(NULS, replace_surrogates(str(path)))
+    if is_json_object(content[:RECORD_BYTES].lstrip().partition(b"\n")[0]):
+        context.notes[AS_TEXT] += 1
     document = validate_utf8(content, context, where=str(path), note=REPLACED)
     if context.separator is None:
         yield document
@@ -48,6 +54,14 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     if separator not in content:
         context.notes[f"files have no separator {context.separator!r}: a document each"] += 1
     yield from _cut(bytes(document), separator)
+
+
+def is_json_object(line: bytes) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return line.lstrip().startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
