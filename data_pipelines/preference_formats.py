@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system, is_labelled
+from data_pipelines.dialogue_text import split_speakers
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -32,7 +33,7 @@ _KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:\n\n)?(?:Human|Assistant):")
 
 
 class Pair(NamedTuple):
@@ -57,7 +58,8 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
         raise UselessRecord(EQUAL)
     match prompt, chosen, rejected:
         case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
-            return _split_by_common_turns(_parse_dialogue(chosen), _parse_dialogue(rejected), where=where)
+            sides = (split_speakers(side, where=where) for side in (chosen, rejected))
+            return _split_by_common_turns(*sides, where=where)
         case list(), list(), list():
             return _split_lists(prompt, chosen, rejected, where=where)
         case str(), list(), list() if not _begins_with_user(chosen):
@@ -125,16 +127,6 @@ def _begins_with_user(messages: list[Any]) -> bool:
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     role = next((first[key] for key in ROLE_KEYS if first.get(key) is not None), "")
     return ROLE_NAMES.get(str(role).lower()) != "assistant"
-
-
-def _parse_dialogue(text: str) -> list[dict[str, str]]:
-    """Messages of HH-RLHF's text: `\\n\\nHuman: …\\n\\nAssistant: …`."""
-    _, *parts = _SPEAKER.split(text)
-    names = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": names[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
 
 
 def _split_by_common_turns(chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:

@@ -78,7 +78,7 @@ def test_saved_conversation_is_read_by_preparation():
     list(conversation.answer("\ud83d\ude00 \ud800"))  # as JSON and terminals may have them
     assert "😀 \ufffd".encode() in conversation.to_json_line().encode()
     conversation.messages = conversation.messages[:2]
-    messages, _ = parse_conversation(json.loads(conversation.to_json_line()), where="x")
+    messages = parse_conversation(json.loads(conversation.to_json_line()), where="x").messages
     assert [message.content for message in messages] == ["Sé brief.", "a\nb", "a\nb"]
 
 
