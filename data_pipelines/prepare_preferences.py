@@ -80,9 +80,9 @@ class EncodePair:
     def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
         if isinstance(prompt, list):
             return self.chat.encode_conversation([*prompt, *completion], scored_from=len(prompt))
-        end = to_ids(self.tokenizer.end_of_text)
+        begin, end = to_ids(self.tokenizer.begin_of_text), to_ids(self.tokenizer.end_of_text)
         text = encode_together(self.tokenizer, prompt, completion)
-        return MaskedTokens.concatenate([mark(end, False), text, mark(end, True)])
+        return MaskedTokens.concatenate([mark(begin, False), text, mark(end, True)])
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

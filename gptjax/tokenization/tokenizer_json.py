@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.files import LARGEST_TOKENIZER, read_text
+from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
 from gptjax.process.console import print_once
 
 END_OF_TEXT = "<|endoftext|>"
@@ -85,6 +85,14 @@ def read_directory(directory: Path) -> TokenTable:
     )
 
 
+def find_tokenizer_directory(name: str) -> Path | None:
+    """Where the other files of a tokenizer of `load_tokenizer` are; None for one without."""
+    if name == "bytes" or name.partition(":")[0] == "gpt2":
+        return None
+    path = expand_path(name)
+    return path if path.is_dir() else path.parent
+
+
 def explain_missing(name: str) -> str:
     """What to say of a name under which there is no tokenizer."""
     if name == "chars" or name.startswith("bpe:"):
@@ -133,7 +141,7 @@ def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[st
             named = named.get("content") if isinstance(named, dict) else named
             if named is not None and not isinstance(named, str):
                 raise UserError(f"{path}: {key} is {quote(repr(named))}; wanted the text of a special token.")
-            found += [named] if named in names else []
+            found += [named] if named is not None and named in names else []
     return found
 
 
