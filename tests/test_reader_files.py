@@ -15,6 +15,7 @@ from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, find_reader, open_fi
 from data_pipelines.readers.formats.array_records import read_array_records
 from data_pipelines.readers.formats.json_lines import read_json
 from data_pipelines.readers.formats.text_files import read_text
+from data_pipelines.readers.paths import BESIDE
 from gptjax.core.errors import UserError
 
 
@@ -73,12 +74,18 @@ def test_files_left_out_or_unknown_are_counted(folder):
         (["README.md", "a.json"], ["a.json"]),
         (["README.md", "notes.md", "settings.json"], ["README.md", "notes.md"]),
         (["readme.txt"], ["readme.txt"]),
+        (["README_zh.md", "citation.txt", "license.md", "a.jsonl"], ["a.jsonl"]),
+        (["a.jsonl", "licensed_texts.txt", "readmes.txt"], ["a.jsonl", "licensed_texts.txt", "readmes.txt"]),
     ],
 )
 def test_a_readme_beside_records_is_not_read(names, expected, tmp_path):
     for name in names:
-        (tmp_path / name).write_text(json.dumps({"text": name}) if "json" in name else name)
-    assert [path.name for path in open_files(str(tmp_path)).paths] == expected
+        (tmp_path / name).write_text(json.dumps([{"text": name}]) if "json" in name else name)
+    files, beside = open_files(str(tmp_path)), len(names) - len(expected)
+    assert [path.name for path in files.paths] == expected
+    context = ReadContext()
+    list(files.chunks(context))
+    assert (context.notes[BESIDE], context.notes[LEFT_OUT]) == (beside, 0)
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,14 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
 def rename_fields(record: Any, renamed: Mapping[str, str], *, known: Collection[str]) -> Any:
     """A record with its fields under other names; what is no object, as it is.
 
-    `renamed` is from the name in the file to the one here. Others get the name in `known` that differs from theirs in
-    capitals and blanks only.
+    `renamed` is from the name in the file to the one here. It takes the place of a field of that name; of several for
+    one name, the first that the record has. Others get the name in `known` that differs from theirs in capitals and
+    blanks only.
     """
     if not isinstance(record, dict) or (not renamed and record.keys() <= {*known}):
         return record
-    fields = {renamed.get(key, key): value for key, value in record.items()}
+    given = {new: record[old] for old, new in reversed([*renamed.items()]) if old in record}
+    fields = {key: value for key, value in record.items() if key not in renamed} | given
     for key in list(fields):
         plain = plain_name(key)
         if plain in known and plain not in fields:

@@ -29,7 +29,8 @@ from gptjax.runs import report, startup
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model, watch_reference
 from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
-from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
+from gptjax.runs.run_dir import CONSOLE_LOG, write_run_files
+from gptjax.runs.run_lock import run_lock
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
