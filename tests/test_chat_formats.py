@@ -91,6 +91,7 @@ FIELDS = [
     {"instruction": "Two and two?", "input": "", "output": "Four."},
     {"prompt": "Two and two?", "completion": "Four."},
     {"prompt": LISTS[0][:1], "completion": LISTS[0][1:]},
+    {"prompt": json.dumps(LISTS[0][:1]), "completion": repr(LISTS[0][1:])},
     {"question": "Two and two?", "answer": "Four."},
     {"user": "Two and two?", "assistant": "Four."},
     {"input": "Two and two?", "output": "Four."},
@@ -146,6 +147,12 @@ def test_fields_may_be_renamed():
     assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
     with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
         parse_renaming("a")
+
+
+def test_an_answer_of_json_that_is_no_messages_stays_a_text():
+    for answer in ('[{"role": "admin", "content": "x"}]', '[{"name": "x"}]', "[1]", "[]", "[x"):
+        found = parse_conversation({"prompt": "Two and two?", "completion": answer}, where="x")
+        assert found.messages[1] == Message("assistant", answer)
 
 
 @pytest.mark.parametrize(
