@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.chat_formats import OTHER_FIELD, REASONING, parse_conversation
-from data_pipelines.readers.fields import parse_renaming
+from data_pipelines.readers.fields import parse_renaming, rename_fields
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord, check_turns, read_messages
@@ -91,6 +91,7 @@ FIELDS = [
     {"instruction": "Two and two?", "input": "", "output": "Four."},
     {"prompt": "Two and two?", "completion": "Four."},
     {"prompt": LISTS[0][:1], "completion": LISTS[0][1:]},
+    {"prompt": json.dumps(LISTS[0][:1]), "completion": repr(LISTS[0][1:])},
     {"question": "Two and two?", "answer": "Four."},
     {"user": "Two and two?", "assistant": "Four."},
     {"input": "Two and two?", "output": "Four."},
@@ -146,6 +147,22 @@ def test_fields_may_be_renamed():
     assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
     with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
         parse_renaming("a")
+
+
+def test_an_answer_of_json_that_is_no_messages_stays_a_text():
+    for answer in ('[{"role": "admin", "content": "x"}]', '[{"name": "x"}]', "[1]", "[]", "[x"):
+        found = parse_conversation({"prompt": "Two and two?", "completion": answer}, where="x")
+        assert found.messages[1] == Message("assistant", answer)
+
+
+@pytest.mark.parametrize(
+    "record", [{"prompt": "p", "Q": "q", "R": "r"}, {"R": "r", "Q": "q", "Prompt": "x", "prompt": "p"}]
+)
+def test_a_renamed_field_takes_the_place_of_another(record):
+    known = ("prompt", "system")
+    renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known)
+    assert renamed == {"system": "p", "prompt": "q"} | ({"Prompt": "x"} if "Prompt" in record else {})
+    assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known) == {"prompt": "p"}
 
 
 def test_the_context_of_a_question_follows_it():

@@ -72,6 +72,11 @@ def test_answers_take_the_room_that_is_left():
     assert echo.lengths == [64 - len(TOKENIZER.encode_with_specials(echo.prompts[0]))]
 
 
+def test_system_prompt_that_fills_the_context_is_refused():
+    with pytest.raises(UserError, match=r"the system prompt and an empty message have \d+ tokens, .* context has 64\."):
+        talk(Echo(context_length=64), system_prompt="x" * 40)
+
+
 def test_saved_conversation_is_read_by_preparation():
     conversation = talk(Echo(context_length=200), system_prompt="Sé brief.")
     list(conversation.answer("a\nb"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.prepare import Prepare, prepare
-from data_pipelines.readers.files import LEFT_OUT
+from data_pipelines.readers.paths import BESIDE
 from gptjax.core.errors import UserError
 from gptjax.data.splits import open_split
 from gptjax.evaluation.protocols import EvalProtocol
@@ -84,7 +84,7 @@ def test_evaluate_takes_a_directory_and_no_source_of_its_name(
     (folder / "c.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert read_documents(Path("shakespeare")) == ["mine", "also mine"]
-    assert LEFT_OUT[5:30] in capsys.readouterr().err
+    assert BESIDE[5:30] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])

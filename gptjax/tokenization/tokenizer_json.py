@@ -100,7 +100,8 @@ def explain_missing(name: str) -> str:
         learners = "prepare and prepare_chat learn" if name.startswith("bpe:") else "prepare learns"
         return f"tokenizer {name!r}: only {learners} it, from its text. {learn}; then name its directory."
     is_repository = re.fullmatch(r"[\w-]+/[\w.-]+", name) and not name.endswith(".json")
-    hub = f" The hub's is fetched by hf download {name} tokenizer.json --local-dir=DIR" if is_repository else ""
+    files = " ".join((FILE_NAME, *CONFIG_FILES, "chat_template.jinja"))
+    hub = f" The hub's is fetched by hf download {name} {files} --local-dir=DIR" if is_repository else ""
     return (
         f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns chars or bpe:8192.{hub}"
     )
