@@ -141,5 +141,5 @@ def test_port_in_use_is_named(server: ChatServer) -> None:
         UserError, match=rf"{server.port} cannot be served: Address already in use\. Try another --port"
     ):
         serve(begin, host="127.0.0.1", port=server.port)
-    with pytest.raises(UserError, match=r"--host=999\.1\.1\.1 --port=\d+ cannot be served: .*\. Try another --host\."):
-        serve(begin, host="999.1.1.1", port=server.port)
+    with pytest.raises(UserError, match=r"--host=192\.0\.2\.1 --port=\d+ cannot be served: .*\. Try another --host\."):
+        serve(begin, host="192.0.2.1", port=server.port)
