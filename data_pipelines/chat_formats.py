@@ -20,12 +20,18 @@ from data_pipelines.readers.fields import (
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
+    CONTENT_KEYS,
     NO_LIST,
     NO_TEXT,
+    REASONING_KEYS,
+    ROLE_KEYS,
+    ROLE_NAMES,
+    TOOL_ROLES,
     InvalidRecord,
     UselessRecord,
     check_turns,
     check_utf8,
+    has_reasoning,
     join_parts,
     read_messages,
 )
@@ -36,25 +42,28 @@ LISTS = (
 )
 """Fields that hold a list of messages."""
 QUESTIONS = ("prompt", "instruction", "question", "user", "human", "query", "problem", "inputs")
-ANSWERS = ("completion", "response", "output", "answer", "assistant", "solution", "targets", "target")
+ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "targets", "target")
+"""In the order of preference: of a mathematical problem, the solution has the steps to the answer."""
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
 SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields of a message that no chat template here writes."""
-FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text")
+FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text", *REASONING_KEYS)
 """In lower case; the names in files may have capitals and blanks."""
+_KNOWN = frozenset(FIELDS)
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
 )
+REASONING = "conversations have reasoning beside a content, which was left out"
+OTHER_FIELD = "conversations have a second field of a question or of an answer, which was left out"
 
 
 class ParsedConversation(NamedTuple):
-    """Messages, and the numbers of those of the assistant that are not scored (OpenAI's `weight` 0)."""
+    """Messages, the numbers of those that are not scored (OpenAI's `weight` 0), and notes on what was left out."""
 
     messages: list[Message]
     unscored: frozenset[int] = frozenset()
+    left_out: tuple[str, ...] = ()
 
 
 def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> ParsedConversation:
@@ -62,7 +71,7 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
 
     Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = rename_fields(record, renamed, known=FIELDS)
+    record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
     if isinstance(record, dict) and messages[0].role != "system" and (system := find_system(record, where=where)):
@@ -72,14 +81,16 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
     unscored = {number for number, item in enumerate(found) if isinstance(item, dict) and item.get("weight") == 0}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
         raise UselessRecord("conversations skipped: all answers have weight 0")
-    return ParsedConversation(messages, frozenset(unscored))
+    notes = {REASONING: any(map(has_reasoning, [record, *found])), OTHER_FIELD: _has_other_field(record)}
+    return ParsedConversation(messages, frozenset(unscored), tuple(note for note, is_true in notes.items() if is_true))
 
 
-def has_reasoning(record: Any) -> bool:
-    """Whether a message in the lists of a record has more to say than its content."""
-    lists = [value for value in record.values() if isinstance(value, list)] if isinstance(record, dict) else [record]
-    items = [item for value in lists if isinstance(value, list) for item in value if isinstance(item, dict)]
-    return any(item.get(key) for item in items for key in REASONING)
+def _has_other_field(record: Any) -> bool:
+    """Whether a record of fields has more questions or answers than the one that is read of each."""
+    if not isinstance(record, dict) or not {*record}.isdisjoint((*LISTS, *TREE_FIELDS)):
+        return False
+    count = lambda keys: sum(isinstance(record.get(key), str | list) and bool(record[key]) for key in keys)
+    return count(QUESTIONS) > 1 or count(ANSWERS) > 1
 
 
 def _find_messages(record: Any, *, where: str) -> list[Any]:
@@ -100,7 +111,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
         text = record.get("text")
-        if isinstance(text, str) and (turns := split_dialogue(text)) is not None:
+        if isinstance(text, str) and (turns := split_dialogue(text, where=where)) is not None:
             return turns
         other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         other = other or suggest_renaming(record, ("prompt", "completion"))
@@ -108,6 +119,28 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
         raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")
     return _join_turns(record, question, record[answer], where=where)
+
+
+def parse_lists(record: Any) -> Any:
+    """A record with the lists of messages that a table holds as text; other texts that are lists stay texts."""
+    if not isinstance(record, dict) or not any(_begins_as_list(value) for value in record.values()):
+        return record
+    found = {key: _parse_json(value) for key, value in record.items() if _begins_as_list(value)}
+    return record | {
+        key: value for key, value in found.items() if isinstance(value, list) and value and all(map(_speaks, value))
+    }
+
+
+def _begins_as_list(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip()[:1] == "["
+
+
+def _speaks(item: Any) -> bool:
+    """Whether a value is a message of a role that is known."""
+    roles = [str(item[key]).lower() for key in ROLE_KEYS if item.get(key) is not None] if isinstance(item, dict) else []
+    return (
+        bool(roles) and (roles[0] in ROLE_NAMES or roles[0] in TOOL_ROLES) and not item.keys().isdisjoint(CONTENT_KEYS)
+    )
 
 
 def is_labelled(record: dict[str, Any]) -> bool:

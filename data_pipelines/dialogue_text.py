@@ -1,64 +1,122 @@
 """Conversations that are written as one text with marks of who speaks, as many sets for fine-tuning are."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from gptjax.tokenization.messages import ROLE_NAMES
+from gptjax.core.errors import quote
+from gptjax.tokenization.messages import ROLE_NAMES, SKIPPED, TOOL_ROLES, TOOLS, InvalidRecord, UselessRecord
 
-
-class Marks(NamedTuple):
-    """How a text marks its turns: `speaker` has the role as its group, `end` may stand behind a turn."""
-
-    speaker: re.Pattern[str]
-    end: str = ""
-
-
-_NAMES = "system|user|human|prompter|assistant|gpt|bot|ai"
-KINDS = (
-    Marks(re.compile(rf"<\|im_start\|>({_NAMES})\n"), "<|im_end|>"),
-    Marks(re.compile(rf"<\|({_NAMES})\|>\n?"), "</s>"),
-    Marks(re.compile(r"### ?(system|human|user|assistant|instruction|input|response) ?:[ \n]?", re.IGNORECASE)),
-    Marks(re.compile(r"(?:^|\n)(Human|User|Assistant|AI|Bot|System): ?")),
+_NAMES = "|".join([*ROLE_NAMES, *TOOL_ROLES])
+TOKENS = (
+    re.compile(rf"<\|im_start\|>({_NAMES})(?:\n|\Z)"),
+    re.compile(rf"<\|start_header_id\|>({_NAMES})<\|end_header_id\|>\s*"),
+    re.compile(rf"<start_of_turn>({_NAMES})(?:\n|\Z)"),
+    re.compile(rf"<\|({_NAMES})\|>\n?"),
+    re.compile(r"\[(/?INST)\]"),
 )
-"""ChatML, Zephyr's, Guanaco's and Alpaca's, HH-RLHF's. What stands before the first turn is the system's."""
-_LLAMA = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=(?:<s>)?\s*\[INST\]|\Z)", re.DOTALL)
-_LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
-_ROLES = ROLE_NAMES | {"instruction": "user", "input": "input", "response": "assistant"}
+"""ChatML's, Llama 3's, Gemma's, Zephyr's and Phi's, Llama 2's. No content has them, so each begins a turn."""
+HEADINGS = re.compile(r"(?<!#)### ?(system|human|user|assistant|instruction|input|response) ?:[ \n]?", re.IGNORECASE)
+SPEAKERS = re.compile(r"(?:\A|\n)(Human|User|Assistant|AI|Bot|System): ?")
+"""Guanaco's and Alpaca's, HH-RLHF's: words that a content may have, too. A text has one name for each role."""
+MARKS = f"{SKIPPED}marks of who speaks inside a content"
+BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<s>")
+_LEFT = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+_ROLES = ROLE_NAMES | {"instruction": "user", "input": "user", "response": "assistant"}
+_ROLES |= {"inst": "user", "/inst": "assistant"}
+
+Turns = list[dict[str, str]]
 
 
-def split_dialogue(text: str) -> list[dict[str, str]] | None:
-    """Messages under OpenAI's names; None for a text in which not both a user and an assistant speak."""
-    candidates = [_split_llama(text)] if "[INST]" in text else (_split(text, kind) for kind in KINDS)
+def split_dialogue(text: str, *, where: str) -> Turns | None:
+    """Messages under OpenAI's names; None for a text in which not both a user and an assistant speak.
+
+    The marks that come first in the text are those that count. Raises `UselessRecord` where a tool speaks, and
+    `InvalidRecord`, beginning with `where`, where marks are left over, because they would be learned as letters.
+    """
+    kinds = [(first.start(), kind) for kind in (*TOKENS, HEADINGS, SPEAKERS) if (first := kind.search(text))]
+    candidates = (_split(text, kind, where=where) for _, kind in sorted(kinds, key=lambda found: found[0]))
     has_both = lambda turns: {"user", "assistant"} <= {message["role"] for message in turns}
-    return next(filter(has_both, candidates), None)
+    turns = next(filter(has_both, candidates), None)
+    if turns is not None:
+        _check_contents(turns, where=where)
+    return turns
 
 
-def _split(text: str, kind: Marks) -> list[dict[str, str]]:
-    before, *parts = kind.speaker.split(text)
-    messages = [{"role": "system", "content": before.strip()}] if before.strip(" \n") not in ("", "<s>") else []
-    for name, content in zip(parts[::2], parts[1::2], strict=True):
-        role, content = _ROLES[name.lower()], _strip_end(content, kind.end)
-        if role == "input" and messages:  # Alpaca's, which belongs to the instruction
-            messages[-1]["content"] += f"\n\n{content}" if content else ""
-        elif content or role == "user":
-            messages.append({"role": "user" if role == "input" else role, "content": content})
-    return messages
+def split_speakers(text: str, *, where: str) -> Turns:
+    """Messages of HH-RLHF's text, `\\n\\nHuman: …\\n\\nAssistant: …`, the empty ones among them."""
+    return _cut(text, _choose_marks(_find_speakers(text, where=where)))
 
 
-def _strip_end(content: str, end: str) -> str:
+def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:
+    marks = _find_speakers(text, where=where) if kind is SPEAKERS else list(kind.finditer(text))
+    turns = _cut(text, marks if kind in TOKENS else _choose_marks(marks))
+    if turns and turns[0]["role"] == "user" and (system := _SYSTEM.match(turns[0]["content"])):  # Llama 2's
+        question = turns[0]["content"][system.end() :].strip()
+        turns = [{"role": "system", "content": system[1].strip()}, {"role": "user", "content": question}, *turns[1:]]
+    return [turn for turn in turns if turn["content"] or turn["role"] not in ("system", "assistant")]
+
+
+def _find_speakers(text: str, *, where: str) -> list[re.Match[str]]:
+    """Names that begin a line. In a text that begins with a blank line, as HH-RLHF's do, a blank line is before each.
+
+    Raises `InvalidRecord` where it cannot be told whether a turn begins or is quoted.
+    """
+    marks = list(SPEAKERS.finditer(text))
+    is_apart = lambda mark: mark.start() == 0 or text[mark.start() - 1] == "\n"
+    apart = [mark for mark in marks if is_apart(mark)]
+    if text.startswith("\n\n") and {"user", "assistant"} <= {_ROLES[mark[1].lower()] for mark in apart}:
+        return apart
+    later = [mark for mark in _choose_marks(marks) if mark[1] != "System"][1:]
+    if later and is_apart(later[0]) and not all(map(is_apart, later)):
+        raise InvalidRecord(f"{where}: some turns have a blank line before them and others have none.", MARKS)
+    return marks
+
+
+def _choose_marks(marks: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """Those with the name that each role has first. The system speaks at the beginning, Alpaca's input after a user."""
+    roles = [_ROLES[mark[1].lower()] for mark in marks]
+    names = {role: mark[1].lower() for role, mark in reversed([*zip(roles, marks, strict=True)])}
+    chosen = list[re.Match[str]]()
+    for mark, role in zip(marks, roles, strict=True):
+        name = mark[1].lower()
+        is_input = name == "input" and chosen and chosen[-1][1].lower() == "instruction"
+        if is_input or (name == names[role] and (role != "system" or not chosen)):
+            chosen.append(mark)
+    return chosen
+
+
+def _cut(text: str, marks: Sequence[re.Match[str]]) -> Turns:
+    """The text between the marks. What stands before the first is the system's."""
+    if not marks:
+        return []
+    before = _strip(text[: marks[0].start()])
+    while mark := next((mark for mark in BEGINS if before.startswith(mark)), None):
+        before = before.removeprefix(mark).lstrip()
+    turns: Turns = [{"role": "system", "content": before}] if before else []
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    for mark, end in zip(marks, ends, strict=True):
+        name, content = mark[1].lower(), _strip(text[mark.end() : end])
+        if name == "input" and turns and turns[-1]["role"] == "user":  # Alpaca's, which belongs to the instruction
+            turns[-1]["content"] += f"\n\n{content}" if content else ""
+        else:
+            turns.append({"role": _ROLES.get(name, name), "content": content})
+    return turns
+
+
+def _strip(content: str) -> str:
+    """A content without white space and without the tokens that end a turn or a text."""
     content = content.strip()
-    for mark in (end, "<|endoftext|>", "</s>"):
-        content = content.removesuffix(mark).rstrip() if mark else content
+    while mark := next((mark for mark in ENDS if content.endswith(mark)), None):
+        content = content.removesuffix(mark).rstrip()
     return content
 
 
-def _split_llama(text: str) -> list[dict[str, str]]:
-    messages = list[dict[str, str]]()
-    for question, answer in _LLAMA.findall(text):
-        if not messages and (system := _LLAMA_SYSTEM.match(question)):
-            messages.append({"role": "system", "content": system[1].strip()})
-            question = question[system.end() :]
-        messages.append({"role": "user", "content": question.strip()})
-        if answer := _strip_end(answer, "</s>"):
-            messages.append({"role": "assistant", "content": answer})
-    return messages
+def _check_contents(turns: Turns, *, where: str) -> None:
+    if any(turn["role"] in TOOL_ROLES for turn in turns):
+        raise UselessRecord(f"conversations {TOOLS}")
+    for number, turn in enumerate(turns, start=1):
+        if left := _LEFT.search(turn["content"]):
+            shown = quote(left[0], limit=40)
+            raise InvalidRecord(f"{where}: message {number} has {shown} in its content, a mark of another form.", MARKS)

@@ -148,7 +148,7 @@ def _copy_splits(directory: Path, files: dict[str, TokenFiles], tokenizer: Token
                 writers[split] = stack.enter_context(contextlib.closing(writer))
             if len(tokens):
                 starts = np.flatnonzero(tokens == tokenizer.end_of_text)
-                largest = max(largest, int(np.delete(tokens, starts).max(initial=0)))
+                largest = max(largest, _find_largest(tokens, tokenizer))
                 size = int(tokenizer.bytes_per_token[tokens].sum(dtype=np.int64))
                 writers[split].append(tokens.astype(dtype), starts, size=size)
         for writer in writers.values():
@@ -252,6 +252,12 @@ def _note_small_ids(largest: int, tokenizer: Tokenizer) -> None:
         print_notes([f"the largest id is {largest}, of {tokenizer.vocab_size:,}. {other}"])
 
 
+def _find_largest(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
+    """The largest id but for the end of text, which is large however small those of texts are; -1 without one."""
+    others = tokens if tokenizer.end_of_text is None else tokens[tokens != tokenizer.end_of_text]
+    return int(others.max()) if len(others) else -1
+
+
 def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int, int]:
     """Find the starts of documents (none if the split does not begin with one), the bytes of UTF-8, the largest id."""
     size, largest = 0, -1
@@ -262,10 +268,8 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
                     f"{path}: token {begin + int(part.argmax()):,} is {part.max()}, outside the {tokenizer.vocab_size} "
                     f"tokens of {tokenizer.name}. Name the --tokenizer that made these shards."
                 )
-            size, largest = (
-                size + int(tokenizer.bytes_per_token[part].sum(dtype=np.int64)),
-                max(largest, int(part.max())),
-            )
+            size += int(tokenizer.bytes_per_token[part].sum(dtype=np.int64))
+            largest = max(largest, _find_largest(part, tokenizer))
     starts = stream.find_token(-1 if tokenizer.end_of_text is None else tokenizer.end_of_text)
     return (starts if len(starts) and starts[0] == 0 else starts[:0]), size, largest
 

@@ -4,7 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system, is_labelled
+from data_pipelines.chat_formats import (
+    ADDED,
+    QUESTIONS,
+    SYSTEM,
+    add_context,
+    describe,
+    find_system,
+    is_labelled,
+    parse_lists,
+)
+from data_pipelines.dialogue_text import split_speakers
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -28,10 +38,11 @@ SIDE_NAMES = {
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
 FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN)
+_KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:\n\n)?(?:Human|Assistant):")
 
 
 class Pair(NamedTuple):
@@ -47,7 +58,7 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
 
     Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = rename_fields(record, renamed, known=FIELDS)
+    record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     prompt, chosen, rejected = _find_sides(record, where=where)
@@ -56,7 +67,8 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
         raise UselessRecord(EQUAL)
     match prompt, chosen, rejected:
         case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
-            return _split_by_common_turns(_parse_dialogue(chosen), _parse_dialogue(rejected), where=where)
+            sides = (split_speakers(side, where=where) for side in (chosen, rejected))
+            return _split_by_common_turns(*sides, where=where)
         case list(), list(), list():
             return _split_lists(prompt, chosen, rejected, where=where)
         case str(), list(), list() if not _begins_with_user(chosen):
@@ -124,16 +136,6 @@ def _begins_with_user(messages: list[Any]) -> bool:
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     role = next((first[key] for key in ROLE_KEYS if first.get(key) is not None), "")
     return ROLE_NAMES.get(str(role).lower()) != "assistant"
-
-
-def _parse_dialogue(text: str) -> list[dict[str, str]]:
-    """Messages of HH-RLHF's text: `\\n\\nHuman: …\\n\\nAssistant: …`."""
-    _, *parts = _SPEAKER.split(text)
-    names = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": names[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
 
 
 def _split_by_common_turns(chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:

@@ -19,6 +19,7 @@ request again finds it and stops. After a kill the same command continues, to th
 """
 
 import contextlib
+import copy
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -133,9 +134,11 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
     is_learned = spec == "chars" or spec.startswith("bpe:")
     if is_learned and request.end_of_text is not None:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
-    return ResolvedRequest(
-        request, corpus, None if is_learned else load_tokenizer(spec, end_of_text=request.end_of_text)
-    )
+    if is_learned:
+        return ResolvedRequest(request, corpus, None)
+    tokenizer = copy.copy(load_tokenizer(spec, end_of_text=request.end_of_text))
+    tokenizer.begin_of_text_name = None  # documents begin with the end of the one before
+    return ResolvedRequest(request, corpus, tokenizer)
 
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from data_pipelines.chat_formats import FIELDS, has_reasoning, parse_conversation
+from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import SplitRule, parse_split
@@ -41,7 +41,6 @@ from gptjax.tokenization.tokenizer import Tokenizer
 LEARNED = re.compile(r"bpe:\d+")
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 EMPTY_MESSAGE = "conversations have an empty message, which was kept"
-REASONING = "conversations have reasoning beside a content, which was left out"
 REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
 
 
@@ -81,14 +80,14 @@ class EncodeConversation:
     renamed: Mapping[str, str]
 
     def __call__(self, record: Any, where: str) -> Example:
-        messages, unscored = parse_conversation(record, where=where, renamed=self.renamed)
+        messages, unscored, left_out = parse_conversation(record, where=where, renamed=self.renamed)
         found = {
-            REASONING: has_reasoning(record),
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
         }
         document = self.encoder.encode_conversation(messages, unscored=unscored)
-        return Example(repr(messages), [document], tuple(note for note, is_true in found.items() if is_true))
+        notes = (*left_out, *(note for note, is_true in found.items() if is_true))
+        return Example(repr(messages), [document], notes)
 
 
 def find_template(name: str) -> ChatTemplate:

@@ -33,9 +33,10 @@ from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
 from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids, with_chatml
 from gptjax.tokenization.chat_template import CHATML
-from gptjax.tokenization.messages import UselessRecord
+from gptjax.tokenization.messages import UselessRecord, has_reasoning
 from gptjax.tokenization.tokenizer import Tokenizer
 
+REASONING = "pairs have reasoning beside a content, which was left out"
 EMPTY_MESSAGE = "pairs have an empty message, which was kept"
 TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
 
@@ -68,7 +69,9 @@ class EncodePair:
             raise UselessRecord(EQUAL)
         is_text = isinstance(prompt, str)
         said = [] if is_text else [*prompt, *itertools.chain(*completions)]
+        given = [item for value in record.values() if isinstance(value, list) for item in value]
         found = {
+            REASONING: any(map(has_reasoning, given)),
             TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
             EMPTY_MESSAGE: not all(message.content.strip() for message in said),
         }
@@ -77,9 +80,9 @@ class EncodePair:
     def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
         if isinstance(prompt, list):
             return self.chat.encode_conversation([*prompt, *completion], scored_from=len(prompt))
-        end = to_ids(self.tokenizer.end_of_text)
+        begin, end = to_ids(self.tokenizer.begin_of_text), to_ids(self.tokenizer.end_of_text)
         text = encode_together(self.tokenizer, prompt, completion)
-        return MaskedTokens.concatenate([mark(end, False), text, mark(end, True)])
+        return MaskedTokens.concatenate([mark(begin, False), text, mark(end, True)])
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

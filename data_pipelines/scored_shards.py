@@ -29,15 +29,15 @@ from data_pipelines.readers.records import RecordBlock, find_record_files, iter_
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.data.shards import token_dtype
 from gptjax.tokenization.chat import MaskedTokens, with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 5
+RECORDS_VERSION = 6
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
@@ -71,8 +71,9 @@ class PrepareScored(ShardOptions):
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
-        tokenizer, path = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text), expand_path(self.tokenizer)
-        return with_jinja(tokenizer, read_jinja_template(path) if path.is_dir() else None)
+        tokenizer = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
+        directory = find_tokenizer_directory(self.tokenizer)
+        return tokenizer if directory is None else with_jinja(tokenizer, read_jinja_template(directory))
 
     @property
     def effective_split(self) -> str:
@@ -205,6 +206,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
         return {
             "kind": kind.name,
             "tokenizer": kind.tokenizer.fingerprint,
+            **({} if (begin := kind.tokenizer.begin_of_text_name) is None else {"begin_of_text": begin}),
             "chat_template": None if (template := kind.tokenizer.chat_template) is None else template.to_dict(),
             "split": request.effective_split,
             "shard_tokens": request.shard_tokens,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gptjax.cli.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError, escape_controls, exit_on_user_error
 from gptjax.core.files import expand_path, write_atomically
 from gptjax.serving.conversation import Conversation
 from gptjax.serving.text_generation import GenerationOptions, TextGenerator
@@ -107,7 +107,7 @@ class TerminalChat:
         print(self._label("assistant: "), end="", flush=True)
         try:
             for part in parts:
-                print(part, end="", flush=True)
+                print(escape_controls(part), end="", flush=True)
             print()
         except KeyboardInterrupt:
             parts.close()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from gptjax.cli.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
-from gptjax.core.errors import UserError, count_of, exit_on_user_error
+from gptjax.core.errors import UserError, count_of, escape_controls, exit_on_user_error
 from gptjax.core.files import check_output_file, expand_path, write_atomically
 from gptjax.serving.sampler import Prompt, Sample, Sampler, read_prompts
 from gptjax.serving.text_generation import Completion, TextGenerator
@@ -72,16 +72,17 @@ def write_samples(sampler: Sampler) -> None:
 def print_texts(texts: list[str]) -> None:
     """Each text under a heading with its number."""
     for number, text in enumerate(texts, start=1):
-        print(f"{'' if number == 1 else chr(10)}--- sample {number} of {len(texts)} ---", text, sep="\n")
+        heading = f"{'' if number == 1 else chr(10)}--- sample {number} of {len(texts)} ---"
+        print(heading, escape_controls(text), sep="\n")
 
 
 def stream_text(sampler: Sampler, prompt: Prompt, *, seed: int | None = None) -> list[Completion]:
     """Print prompt and text while it is written."""
     stream = sampler.complete([prompt], every=1, seed=seed)
     completions = next(stream)  # an error comes before anything is printed
-    print(sampler.show(prompt), completions[0].new_text, sep="", end="", flush=True)
+    print(escape_controls(sampler.show(prompt) + completions[0].new_text), end="", flush=True)
     for completions in stream:
-        print(completions[0].new_text, end="", flush=True)
+        print(escape_controls(completions[0].new_text), end="", flush=True)
     print()
     return completions
 

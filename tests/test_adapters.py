@@ -37,7 +37,7 @@ from gptjax.huggingface.peft_export import write_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.objectives.objective import SFT, NextToken, Objective
-from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.run_dir import RunDir, write_imported_run, write_run_files
 from gptjax.runs.startup import prepare_config
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
@@ -155,7 +155,11 @@ def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> No
     start, end = (roles.specials[name] for name in CHATML.special_tokens)
     model = make_model(replace(MODEL, vocab_size=roles.vocab_size))
     write_imported_run(tmp_path / "base", model=model, tokenizer=roles)
-    write_imported_run(tmp_path / "chat", model=model, tokenizer=roles.with_chat_template(CHATML))
+    for name in ("jinja", "chat"):
+        write_imported_run(tmp_path / name, model=model, tokenizer=roles.with_chat_template(CHATML))
+    masked = replace(model.config, intra_document_mask=True)
+    learned = TrainConfig(name="chat", output_dir=str(tmp_path), model=masked, objective=SFT())
+    write_run_files(tmp_path / "chat", learned, roles.with_chat_template(CHATML))
     shards = write_shards(tmp_path / "shards", {"train": [np.arange(40)]}, own=roles.with_chat_template(CHATML))
 
     def prepare(base: str, *tokens: int | str, rank: int = 2, objective: Objective | None = None, **fields: Any) -> Any:
@@ -164,7 +168,7 @@ def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> No
         config = replace(config, init_from=str(tmp_path / base), objective=objective or SFT(), lora=lora)
         return prepare_config(config)[0].lora.new_tokens
 
-    assert prepare("base") == (start, end)
+    assert prepare("base") == prepare("jinja") == (start, end)  # a base model may have a template
     assert prepare("chat") == prepare("base", objective=NextToken()) == prepare("base", rank=0) == ()
     assert prepare("chat", "<|tool|>", 5) == (5, roles.specials["<|tool|>"])
     assert prepare("base", 5) == (5, start, end)

@@ -11,9 +11,10 @@ import tokenizers
 
 from data_pipelines.encode.bpe_trainer import PatternName, train_bpe
 from gptjax.core.errors import UserError
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, with_jinja
 from gptjax.tokenization.chat_template import (
     CHAT_TEMPLATE_FILE,
+    CHATML,
     NANOCHAT,
     ChatTemplate,
     Message,
@@ -26,10 +27,9 @@ SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
 
 LLAMA3 = ChatTemplate(
-    **{
-        role: RoleFormat("<|start|>", f"{role}<|header|>\n\n", "<|eot|>", "<|header|> \n")
-        for role in ("system", "user", "assistant")
-    },
+    system=RoleFormat("<|start|>", "system<|header|>\n\n", "<|eot|>", "<|header|> \n"),
+    user=RoleFormat("<|start|>", "user<|header|>\n\n", "<|eot|>", "<|header|> \n"),
+    assistant=RoleFormat("<|start|>", "assistant<|header|>\n\n", "<|eot|>", "<|header|> \n"),
     begins=False,
 )
 """With a special token in the header, and one behind the turn."""
@@ -68,6 +68,14 @@ def test_every_token_and_mark_of_a_conversation(tok: BPE):
         "<|im_start|>assistant\nFive.<|im_end|>\n"
     )
     assert tok.decode(tokens[scored == 1]) == "Four.<|im_end|>Five.<|im_end|>"
+
+
+def test_a_conversation_begins_as_documents_of_the_model_do(tok: BPE):
+    other = tok.with_special_tokens(["<s>"])
+    other.begin_of_text_name = "<s>"
+    jinja = CHATML.to_jinja(begin="<s>")
+    for tokenizer in (other.with_chat_template(CHATML), with_jinja(other, jinja)):
+        assert ChatEncoder(tokenizer).encode_prompt([USER])[0] == other.specials["<s>"]
 
 
 def test_scoring_may_begin_later(tok: BPE):

@@ -52,6 +52,19 @@ def test_lines_that_are_typed_are_answered_or_obeyed(monkeypatch: Patch, capsys:
     assert [message.content for message in conversation.messages] == ["Ha", "Ha"]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_control_characters_of_an_answer_do_not_reach_a_terminal(
+    monkeypatch: Patch, capsys: Capture, is_terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    conversation = run_lines(monkeypatch, "\x1b[2J\ta\x9bé", "/quit")
+    assert (
+        capsys.readouterr().out
+        == "assistant: " + (r"\x1b[2J" "\ta" r"\x9bé" if is_terminal else "\x1b[2J\ta\x9bé") + "\n"
+    )
+    assert conversation.messages[1].content == "\x1b[2J\ta\x9bé"
+
+
 def test_ctrl_c_stops_an_answer_and_not_the_chat(monkeypatch: Patch, capsys: Capture) -> None:
     conversation = Conversation(Echo())
     whole = conversation.answer

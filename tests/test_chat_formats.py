@@ -1,12 +1,14 @@
 """Conversations as people keep them, and those that are refused."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from data_pipelines.chat_formats import parse_conversation
-from data_pipelines.readers.fields import parse_renaming
+from data_pipelines.chat_formats import OTHER_FIELD, REASONING, parse_conversation
+from data_pipelines.readers.fields import parse_renaming, rename_fields
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord, check_turns, read_messages
@@ -89,6 +91,7 @@ FIELDS = [
     {"instruction": "Two and two?", "input": "", "output": "Four."},
     {"prompt": "Two and two?", "completion": "Four."},
     {"prompt": LISTS[0][:1], "completion": LISTS[0][1:]},
+    {"prompt": json.dumps(LISTS[0][:1]), "completion": repr(LISTS[0][1:])},
     {"question": "Two and two?", "answer": "Four."},
     {"user": "Two and two?", "assistant": "Four."},
     {"input": "Two and two?", "output": "Four."},
@@ -136,38 +139,6 @@ def test_texts_before_the_first_turn_are_the_systems():
     assert found == [[SYSTEM, Message("user", "Add.\n\n2+2"), ANSWER], [SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN]]
 
 
-def node(parent: str | None, *children: str, **message: Any) -> dict[str, Any]:
-    return {"parent": parent, "children": children, "message": message or None}
-
-
-def test_a_tree_of_chatgpt_is_the_branch_that_was_shown():
-    said = lambda role, text: {
-        "author": {"role": role},
-        "content": {"content_type": "text", "parts": [text]},
-    }
-    tree = {
-        "root": node(None, "s"),
-        "s": node("root", "q", **said("system", "")),
-        "q": node("s", "old", "t", **said("user", USER.content)),
-        "old": node("q", **said("assistant", "Five.")),
-        "t": node("q", "a", author={"role": "assistant"}, content={"content_type": "thoughts", "thoughts": []}),
-        "a": node("t", **said("assistant", ANSWER.content)),
-    }
-    assert parse_conversation({"title": "x", "mapping": tree, "current_node": "a"}, where="x").messages == WANTED
-    assert parse_conversation({"mapping": tree}, where="x").messages == WANTED
-    with pytest.raises(InvalidRecord, match="each other's parents, such as q"):
-        parse_conversation({"mapping": tree | {"s": node("a", "q")}, "current_node": "a"}, where="x")
-    code = node("q", author={"role": "assistant"}, content={"content_type": "code", "text": "2+2"})
-    with pytest.raises(UselessRecord, match="no text"):
-        parse_conversation({"mapping": tree | {"a": code}, "current_node": "a"}, where="x")
-
-
-def test_a_tree_of_openassistant_is_the_branch_of_the_best_replies():
-    say = lambda role, text, *replies, rank=None: {"role": role, "text": text, "replies": list(replies), "rank": rank}
-    answers = say("assistant", "Five.", rank=1), say("assistant", ANSWER.content, say("prompter", "So?"), rank=0)
-    assert parse_conversation({"prompt": say("prompter", USER.content, *answers)}, where="x").messages == WANTED
-
-
 def test_fields_may_be_renamed():
     record = {"Frage": USER.content, "Antwort": ANSWER.content}
     assert parse_conversation(record, where="x", renamed={"Frage": "prompt", "Antwort": "output"}).messages == WANTED
@@ -176,6 +147,22 @@ def test_fields_may_be_renamed():
     assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
     with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
         parse_renaming("a")
+
+
+def test_an_answer_of_json_that_is_no_messages_stays_a_text():
+    for answer in ('[{"role": "admin", "content": "x"}]', '[{"name": "x"}]', "[1]", "[]", "[x"):
+        found = parse_conversation({"prompt": "Two and two?", "completion": answer}, where="x")
+        assert found.messages[1] == Message("assistant", answer)
+
+
+@pytest.mark.parametrize(
+    "record", [{"prompt": "p", "Q": "q", "R": "r"}, {"R": "r", "Q": "q", "Prompt": "x", "prompt": "p"}]
+)
+def test_a_renamed_field_takes_the_place_of_another(record):
+    known = ("prompt", "system")
+    renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known)
+    assert renamed == {"system": "p", "prompt": "q"} | ({"Prompt": "x"} if "Prompt" in record else {})
+    assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known) == {"prompt": "p"}
 
 
 def test_the_context_of_a_question_follows_it():
@@ -221,6 +208,78 @@ def test_conversations_that_the_template_cannot_hold_are_told(message: dict[str,
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"inlineData": {"mimeType": "image/png"}},
+        {"functionCall": {"name": "add"}},
+        {"content_type": "image_asset_pointer", "asset_pointer": "file"},
+        {"thought": True, "text": "Hm."},
+    ],
+)
+def test_parts_without_text_are_no_fault(part: dict[str, Any]):
+    with pytest.raises(UselessRecord, match="images or other parts"):
+        parse_conversation({"contents": [{"role": "user", "parts": [part]}, *LISTS[0]]}, where="x")
+
+
+THOUGHTS = [
+    {"role": "model", "parts": [{"text": "Hm.", "thought": True}, {"text": "Four."}]},
+    {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Four."}]},
+    {"role": "assistant", "content": "Four.", "reasoning_content": "Hm."},
+]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *({"messages": make([LISTS[0][0], message])} for message in THOUGHTS for make in (list, json.dumps, repr)),
+        {"prompt": LISTS[0][:1], "completion": THOUGHTS[2:]},
+        {"question": "Two and two?", "reasoning": "Hm.", "answer": "Four."},
+    ],
+)
+def test_reasoning_is_left_out_and_told(record: Any):
+    assert parse_conversation(record, where="x") == (WANTED, frozenset(), (REASONING,))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"problem": "Two and two?", "solution": "Four.", "answer": "4"},
+        {"prompt": "Two and two?", "problem": "2+2", "response": "Four."},
+    ],
+)
+def test_the_solution_comes_before_the_answer_and_second_fields_are_told(record: Any):
+    assert parse_conversation(record, where="x") == (WANTED, frozenset(), (OTHER_FIELD,))
+
+
+def test_a_switch_and_an_empty_field_are_nothing_left_out():
+    record = {"prompt": "Two and two?", "response": "Four.", "answer": "", "target": 1, "reasoning": "off"}
+    assert parse_conversation(record, where="x").left_out == ()
+
+
+@pytest.mark.parametrize("odd", [3, True, "x", [], {}, [[]], [{}], {"a": 1}, [None]])
+def test_odd_values_are_no_traceback(odd: Any):
+    """In every place of a record of every form."""
+    tree = {"a": {"message": {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Hi"]}}}}
+    root = {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "replies": []}]}
+    forms = [{"mapping": tree, "current_node": "a"}, {"prompt": root}, *FIELDS, *({"messages": one} for one in LISTS)]
+    for form in forms:
+        for record in replace_each(form, odd):
+            with contextlib.suppress(UserError):
+                parse_conversation(record, where="x")
+
+
+def replace_each(value: Any, odd: Any) -> Iterator[Any]:
+    """The value with one of the values in it replaced, for each of them."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    for key, inner in items:
+        for other in (odd, *replace_each(inner, odd)):
+            if isinstance(value, dict):
+                yield value | {key: other}
+            else:
+                yield [*value[:key], other, *value[key + 1 :]]
+
+
+@pytest.mark.parametrize(
     ("record", "message"),
     [
         ("text", "wanted a list of messages, or an object"),
@@ -263,3 +322,18 @@ def test_a_part_of_another_type_is_no_loss_in_silence(field: dict[str, Any]) -> 
 def test_nulls_of_other_forms_are_passed_over() -> None:
     turns = [{"role": None, "from": name, "value": "x", "content": None} for name in ("human", "gpt")]
     assert [message.role for message in parse_conversation(turns, where="x").messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"mapping": {"a": {"message": {"author": {"role": "gpt"}, "content": {"content_type": "text", "parts": 1}}}}},
+        {"prompt": {"role": "prompter", "text": "a", "replies": [{"text": "b", "replies": 1, "rank": "x"}]}},
+        {"messages": "[{" * 9000},
+        {"text": "[INST]" * 100_000},
+        {"contents": [{"role": "user", "parts": {"text": 1}}], "systemInstruction": [3]},
+    ],
+)
+def test_damaged_forms_are_invalid_records(record: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^x: "):
+        parse_conversation(record, where="x")

@@ -72,13 +72,18 @@ def test_answers_take_the_room_that_is_left():
     assert echo.lengths == [64 - len(TOKENIZER.encode_with_specials(echo.prompts[0]))]
 
 
+def test_system_prompt_that_fills_the_context_is_refused():
+    with pytest.raises(UserError, match=r"the system prompt and an empty message have \d+ tokens, .* context has 64\."):
+        talk(Echo(context_length=64), system_prompt="x" * 40)
+
+
 def test_saved_conversation_is_read_by_preparation():
     conversation = talk(Echo(context_length=200), system_prompt="Sé brief.")
     list(conversation.answer("a\nb"))
     list(conversation.answer("\ud83d\ude00 \ud800"))  # as JSON and terminals may have them
     assert "😀 \ufffd".encode() in conversation.to_json_line().encode()
     conversation.messages = conversation.messages[:2]
-    messages, _ = parse_conversation(json.loads(conversation.to_json_line()), where="x")
+    messages = parse_conversation(json.loads(conversation.to_json_line()), where="x").messages
     assert [message.content for message in messages] == ["Sé brief.", "a\nb", "a\nb"]
 
 

@@ -60,6 +60,10 @@ def test_path_with_a_colon_is_a_path():
     [
         ("https://huggingface.co/datasets/a/b/resolve/main/x.txt", r"have the name hf:a/b where"),
         ("https://huggingface.co/gpt2", r"have the name hf:gpt2 where"),
+        (f"https://example.com/a.txt?x={'0' * 400}", rf"curl -LO 'https://example.com/a.txt\?x={'0' * 400}'$"),
+        ("https://huggingface.co/spaces/a/b", r"Fetch it first: curl -LO https://huggingface.co/spaces/a/b"),
+        ("https://huggingface.co/datasets", r"Fetch it first: curl"),
+        ("https://huggingface.co/spaces-fan/b", r"have the name hf:spaces-fan/b where"),
         ("http://example.com/a b.txt", r"Fetch it first: curl -LO 'http://example.com/a b.txt'"),
     ],
 )

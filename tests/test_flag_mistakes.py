@@ -151,3 +151,21 @@ def test_a_pattern_that_the_shell_replaced_is_shown(
     with pytest.raises(SystemExit):
         call("prepare", ["--source", "a b.txt", "c.txt", *rest], monkeypatch)
     assert capsys.readouterr().err.endswith("quote it: --source='*.txt'.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint", "a", "b"], "Each value needs its flag: --checkpoint=a --checkpoint=b."),
+        (["--checkpoint=a", "--text", "a", "b"], "b belongs to no flag. --text takes one value, a.\n"),
+    ],
+)
+def test_paths_behind_a_flag_without_patterns_are_no_pattern(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        call("evaluate", words, monkeypatch)
+    assert message in capsys.readouterr().err

@@ -315,7 +315,9 @@ class Attack:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"stoi": Attack()}, "it names posix.mkdir. Name the --tokenizer"),
+        ({"stoi": Attack()}, "it has the operation STACK_GLOBAL. Name the --tokenizer"),
+        ({"stoi": {("a",): 0}}, "it has the operation TUPLE1"),
+        (b"\x80\x04}r\xff\xff\xff\x7f.", "it numbers more values than it has"),
         (b"no pickle", "cannot be read as a table of characters"),
         ({"stoi": {"a": 0, "b": 2}}, "does not number single characters"),
         ({"stoi": {"a": 0, "bc": 1}}, "does not number single characters"),

@@ -298,6 +298,7 @@ def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
     assert "note: sums has no sum of its tasks, as one is ours or has local data" in printed.err
     main([*words, "--tasks=both", local])
     printed = capsys.readouterr()
+    assert "it/s" not in printed.err
     assert "first: 1 item, 0 examples, second: 1 item" in printed.out
     assert "has no sum" not in printed.err
     with (tmp_path / "rows.jsonl").open("a") as file:

@@ -132,3 +132,10 @@ def test_index_shards_command_writes_a_manifest(foreign, tokenizer):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("train ")
     assert read_manifest(foreign) is not None
+
+
+def test_small_ids_are_told_in_place_though_the_end_of_text_is_large(tokenizer, tmp_path, capsys):
+    tokens = np.array([tokenizer.end_of_text, 1, 5] * 9, "<u2")
+    (tmp_path / "train.bin").write_bytes(shard_header(len(tokens), tokens.dtype) + tokens.tobytes())
+    index_shards(tmp_path, tokenizer)
+    assert "the largest id is 5, of 270." in capsys.readouterr().out

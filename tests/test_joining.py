@@ -1,6 +1,8 @@
 """What the error says, and the exit status, once the time to wait for other processes is over."""
 
 import socket
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,22 @@ def test_error_names_who_is_missing(came: str, names: str, words: str):
     message, status = JoinWatch(address="localhost:12", index=3, count=4, seconds=9).explain(said)
     assert message.startswith(f"{words} within 9 s. Look at the output of those that are missing")
     assert status == 75
+
+
+def test_a_coordinator_starts_where_jax_knows_no_limit(monkeypatch: pytest.MonkeyPatch):
+    """Also where jax keeps the function elsewhere."""
+    calls: list[dict[str, Any]] = []
+
+    def make(address: str, processes: int) -> None:
+        calls.append({"address": address, "processes": processes})
+
+    monkeypatch.setattr(joining.distributed, "_jax", SimpleNamespace(get_distributed_runtime_service=make))
+    with joining.end_registration(9):
+        joining.distributed._jax.get_distributed_runtime_service("[::]:1", processes=2)  # pyright: ignore
+    assert calls == [{"address": "[::]:1", "processes": 2}]
+    monkeypatch.delattr(joining.distributed, "_jax")
+    with joining.end_registration(9):
+        pass
 
 
 def test_coordinator_does_not_share_its_port():

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import re
 
 import pyarrow
 import pytest
 from texts import documents_by, write_compressed
 
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
-from data_pipelines.readers.formats.json_lines import parse_text, read_json_lines
+from data_pipelines.readers.formats.json_lines import parse_text, read_json, read_json_lines
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from gptjax.core.errors import UserError
 
@@ -135,3 +136,17 @@ def test_damaged_file_is_explained(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cut\.jsonl\.gz: cannot be read"):
         list(documents_by(read_json_lines, tmp_path / "cut.jsonl.gz", ReadContext()))
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        ('["a", "b"]', "jq -c '.[] | {text: .}'"),
+        ('{"data": [{"text": "a"}]}', "jq -c '.data[]'"),
+        ('{\n"a": 1}\n{\n"a": 2}', "jq -c ."),
+    ],
+)
+def test_a_compressed_file_is_unpacked_for_jq(content, command, tmp_path):
+    (path := tmp_path / "x.json.gz").write_bytes(gzip.compress(content.encode()))
+    with pytest.raises(UserError, match=re.escape(f"gzip -dc {path} | {command} > {tmp_path}/x.jsonl")):
+        list(read_json(path, ReadContext()))

@@ -234,6 +234,17 @@ def test_special_tokens_in_the_text_stay_text(tmp_path, bpe):
     assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.document_starts, ends, strict=True)] == texts  # pyright: ignore[reportArgumentType]
 
 
+def test_documents_begin_with_the_end_of_text_whatever_the_tokenizer_names(tmp_path, bpe):
+    """A run on them begins its texts in the same way, though the model of others began with a token of its own."""
+    load_tokenizer(bpe).with_special_tokens(["<s>", "</s>"]).save(tmp_path / "tok")
+    (tmp_path / "tok/tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    write_jsonl(tmp_path / "a.jsonl", make_texts())
+    run(tmp_path / "a.jsonl", tmp_path / "out", tokenizer=str(tmp_path / "tok"))
+    written = load_tokenizer(tmp_path / "out")
+    first = open_split(tmp_path / "out", "train").read(0, 1)[0]
+    assert written.begin_of_text == written.end_of_text == first == written.specials["</s>"]
+
+
 def test_max_document_tokens_splits_documents(tmp_path, bpe):
     texts = make_texts(50)
     source = write_files(tmp_path / "source", texts)

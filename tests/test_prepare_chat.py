@@ -16,11 +16,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from data_pipelines import scored_shards
+from data_pipelines.chat_formats import REASONING
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.prepare_chat import (
     EMPTY_MESSAGE,
-    REASONING,
     REPEATED_ROLE,
     PrepareChat,
     find_template,

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.preference_formats import Pair, parse_pair
-from data_pipelines.prepare_preferences import EMPTY_MESSAGE, PreparePreferences, prepare_preferences
+from data_pipelines.prepare_preferences import EMPTY_MESSAGE, REASONING, PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
@@ -210,6 +210,7 @@ SAME = {"prompt": messages(*ASKED), "chosen": messages(GOOD[-1]), "rejected": me
     [
         {"chosen": messages(*GOOD), "rejected": messages(*BAD)},
         {"prompt": "2+2?", "chosen": messages(*GOOD), "rejected": messages(*BAD), "score_chosen": 8.0},
+        {"chosen": json.dumps(messages(*GOOD)), "rejected": repr(messages(*BAD))},
         {"chosen": dialogue(*GOOD), "rejected": dialogue(*BAD)},
         {"chosen": dialogue(*GOOD).strip(), "rejected": dialogue(*BAD).strip()},
         {"prompt": messages(*ASKED), "chosen": messages(*GOOD), "rejected": messages(*BAD)},
@@ -279,6 +280,18 @@ def test_pairs_with_nothing_in_common_are_named(tmp_path, run, record, message):
     with pytest.raises(UserError, match=message) as caught:
         run(source, strict=True)
     assert str(caught.value).startswith(f"{source}:2: ")
+
+
+def test_reasoning_of_a_pair_is_left_out_and_told(tmp_path, run, capsys):
+    thought = CHAT | {"chosen": [CHAT["chosen"][0] | {"reasoning_content": "Hm."}]}
+    run(write(tmp_path / "x.jsonl", [CHAT, thought]))
+    assert f"{count_of(1, REASONING)}; the first: {tmp_path}/x.jsonl:2" in capsys.readouterr().out
+
+
+def test_a_dialogue_that_an_answer_quotes_is_no_turn():
+    chosen, rejected = (dialogue(*ASKED, ("assistant", f"So:\nHuman: a\nUser: {end}")) for end in "bc")
+    pair = parse_pair({"chosen": chosen, "rejected": rejected}, where="x")
+    assert [len(part) for part in pair] == [3, 1, 1]
 
 
 def test_empty_answers_are_kept_and_told(tmp_path, run, capsys):

@@ -11,10 +11,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_in, write_compressed
 
 from data_pipelines.readers.documents import ReadContext
-from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, find_reader, open_files
+from data_pipelines.readers.files import AS_LINES, AS_TEXT, LEFT_OUT, find_reader, open_files
 from data_pipelines.readers.formats.array_records import read_array_records
 from data_pipelines.readers.formats.json_lines import read_json
 from data_pipelines.readers.formats.text_files import read_text
+from data_pipelines.readers.paths import BESIDE
 from gptjax.core.errors import UserError
 
 
@@ -73,12 +74,18 @@ def test_files_left_out_or_unknown_are_counted(folder):
         (["README.md", "a.json"], ["a.json"]),
         (["README.md", "notes.md", "settings.json"], ["README.md", "notes.md"]),
         (["readme.txt"], ["readme.txt"]),
+        (["README_zh.md", "citation.txt", "license.md", "a.jsonl"], ["a.jsonl"]),
+        (["a.jsonl", "licensed_texts.txt", "readmes.txt"], ["a.jsonl", "licensed_texts.txt", "readmes.txt"]),
     ],
 )
 def test_a_readme_beside_records_is_not_read(names, expected, tmp_path):
     for name in names:
-        (tmp_path / name).write_text(json.dumps({"text": name}) if "json" in name else name)
-    assert [path.name for path in open_files(str(tmp_path)).paths] == expected
+        (tmp_path / name).write_text(json.dumps([{"text": name}]) if "json" in name else name)
+    files, beside = open_files(str(tmp_path)), len(names) - len(expected)
+    assert [path.name for path in files.paths] == expected
+    context = ReadContext()
+    list(files.chunks(context))
+    assert (context.notes[BESIDE], context.notes[LEFT_OUT]) == (beside, 0)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,27 @@ def test_a_mistyped_source_shows_the_right_one(spec, advice, tmp_path, monkeypat
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=rf"no such file, directory or pattern\. Or use .*{advice}"):
         open_files(spec)
+
+
+def test_json_lines_under_another_name_are_records(tmp_path):
+    (tmp_path / "a.jsonlines").write_text('\n{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "part-00000").write_text('{"no JSON\n')
+    context = ReadContext()
+    assert read(tmp_path / "a.jsonlines", context) == ["one", "two"]
+    assert read(tmp_path / "part-00000", context) == ['{"no JSON\n']
+    assert (context.notes[AS_LINES], context.notes[AS_TEXT]) == (1, 1)
+    (tmp_path / "a.txt").write_text('{"text": "one"}\n')
+    assert read(tmp_path / "a.txt", context) == ['{"text": "one"}\n']
+    assert (
+        "1 file has a JSON object first, read as text for the name; named .jsonl, it is records"
+        in context.notes.lines()
+    )
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"As text, a pattern reads others: '.*/\*\*/\*\.jsonlines'"):
+        read(tmp_path)
+    (tmp_path / "a.jsonlines").unlink()
+    with pytest.raises(UserError, match=r"As text, a pattern reads others: '.*/\*\*/\*'$"):
+        read(tmp_path)
 
 
 def test_text_field_reaches_every_format(folder):

@@ -54,3 +54,11 @@ def test_blocks_of_large_items_hold_few(tmp_path):
 def test_records_on_the_hub_are_to_be_downloaded():
     with pytest.raises(UserError, match=r"'hf:a/b': no such file.*Download the files first"):
         find_record_files("hf:a/b")
+
+
+def test_settings_beside_records_are_not_read_and_told(tmp_path, capsys):
+    for name in ("a.jsonl", "settings.json"):
+        (tmp_path / name).write_text("{}")
+    assert [path.name for path in find_record_files(str(tmp_path))] == ["a.jsonl"]
+    assert "1 file beside the data" in (told := capsys.readouterr().err)
+    assert told.endswith("the first: settings.json\n")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from tiny import MODEL, tiny_config, tokenizer
 
 from gptjax.checkpoints.checkpoint import save_model
@@ -18,7 +19,8 @@ from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
-from gptjax.runs.run_dir import CHECKPOINTS, RunDir, run_lock, write_imported_run, write_run_files
+from gptjax.runs.run_dir import CHECKPOINTS, RunDir, write_imported_run, write_run_files
+from gptjax.runs.run_lock import check_shared, run_lock
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate
 from gptjax.tokenization.tokenizer import Chars
@@ -82,6 +84,25 @@ def test_load_model_computes_in_the_wanted_dtype(directory: Path) -> None:
 def test_imported_run_never_overwrites_a_directory(directory: Path, model: GPT) -> None:
     with pytest.raises(UserError, match="exists and is not empty"):
         write_imported_run(directory, model=model, tokenizer=None)
+
+
+def test_processes_that_do_not_share_the_directory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 1 of four has another directory of this name."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    gathered: list[np.ndarray] = []
+
+    def gather(own: np.ndarray) -> np.ndarray:
+        gathered.append(own)
+        return np.array([True, bool(own), True, True])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    (tmp_path / ".lock").write_text("123")
+    check_shared(tmp_path, 123)
+    for content in ("124", "", "x"):
+        (tmp_path / ".lock").write_text(content)
+        with pytest.raises(UserError, match=f"{tmp_path}: process 1 has another directory .* --output-dir"):
+            check_shared(tmp_path, 123, seconds=0.0)
+    assert gathered == [True, False, False, False]
 
 
 def test_run_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:

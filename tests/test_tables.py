@@ -93,6 +93,7 @@ def test_a_table_with_a_header_is_records(name: str, mark: str, tmp_path: Path):
 def test_headers_of_excel_and_of_pandas_are_read(content: str, tmp_path: Path):
     (tmp_path / "a.csv").write_text(content)
     assert read(tmp_path / "a.csv", ReadContext(strict=True)) == ["a, b"]
+    assert read(tmp_path / "a.csv", ReadContext(" text", strict=True)) == ["a, b"]
 
 
 @pytest.mark.parametrize(
@@ -101,14 +102,14 @@ def test_headers_of_excel_and_of_pandas_are_read(content: str, tmp_path: Path):
         ('{\n"a": 1}', r"holds one object \(a\); wanted an array of objects"),
         ('["a", "b"]', r"holds no array of objects.*jq -c '\.\[\] \| \{text: .\}' .*x\.json > .*x\.jsonl"),
         ('{"a": {"text": "b"}}', r"Write each object in a line: jq -c '\.\[\]' .*x\.json > .*x\.jsonl"),
-        ('{"text": {"0": "b"}}', r"It holds columns.*pandas\.read_json.*orient='records', lines=True"),
-        ('{"text": ["a", "b"]}', r"It holds columns.*pandas\.read_json.*orient='records', lines=True"),
+        ('{"text": {"0": "b"}}', r"It holds columns.*pandas\.read_json.*orient=.records., lines=True"),
+        ('{"text": ["a", "b"]}', r"It holds columns.*pandas\.read_json.*orient=.records., lines=True"),
         ('[{"text": "a"},]', "no comma before . or }: remove them"),
         ('// a\n[{"text": "a"}]', "has no comments"),
         ("3", "holds 3; wanted an array of objects"),
         ('{"text": "a"}', "holds one object"),
         ('{"data": [{"text": "a"}]}', r"Take the array out of it: jq -c '\.data\[\]' .*x\.json > .*x\.jsonl"),
-        ('{\n"a": 1}\n{\n"a": 2}', "jq -c . x.json > x.jsonl"),
+        ('{\n"a": 1}\n{\n"a": 2}', r"jq -c \. \S*x\.json > \S*x\.jsonl"),
         ("[", "is neither JSON nor JSON lines"),
         ("", "is neither JSON nor JSON lines"),
     ],
@@ -194,7 +195,7 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.jsonl", b"\x1f\x8b", "is gzip, so its name should end in .gz"),
         ("a.csv", b"PAR1", "is Parquet, so its name should end in .parquet"),
         ("a.md", b"%PDF-1.4", "is PDF; save its text first"),
-        ("a.jsonl", b'{\n"text": "a"\n}\n', "A record must be on one line: jq -c . FILE writes them so"),
+        ("a.jsonl", b'{\n"text": "a"\n}\n', "A record must be on one line: jq -c . .*a.jsonl > .*a.lines.jsonl"),
         ("a.jsonl", b'[{"role": "user", "content": "a"}]\n', "Conversations are for .*prepare_chat"),
         ("a.csv", b"Context,Response\na,b\n", "Conversations are for .*prepare_chat"),
         ("a.json", b'[[{"from": "human", "value": "a"}]]\n', "Conversations are for .*prepare_chat"),
@@ -205,15 +206,26 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
             "row 1: has 2 cells, the header 1 .text.. A text with ',' in it needs double quotes",
         ),
         ("a.jsonl", b'[\n{"text": "a"},\n{"text": "b"}\n]\n', "It is read from a file that is called .json"),
-        ("a.jsonl", b'{"text": "a"},\n{"text": "b"}\n', r"its lines end with commas.*sed -i 's/,\$//' /.*a.jsonl"),
+        (
+            "a.jsonl",
+            b'{"text": "a"},\n{"text": "b"}\n',
+            r"its lines end with commas.*sed -i 's/,\[\[:space:]]\*\$//' /.*a.jsonl",
+        ),
+        ("a.jsonl.gz", gzip.compress(b'{"a": "b"},\r\n'), "gzip -d .*a.jsonl.gz && sed -i 's/,.* .*a.jsonl$"),
+        ("a.jsonl.gz", gzip.compress(b'[\n{"text": "a"}\n]'), "a file that is called .json.gz"),
         ("a.jsonl", b"{'text': 'a'}\n", "Python's json.dumps writes them"),
-        ("a.jsonl", b'"a"\n', r"jq -c '\{text: .\}' FILE"),
+        ("a.jsonl", b'"a"\n', r"jq -c '\{text: .\}' .*a.jsonl > .*a.lines.jsonl"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
         ("a.arrow", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
         ("a.txt", "a text".encode("utf-32"), "is UTF-32, wanted UTF-8. Convert it: iconv -f UTF-32"),
         ("a.csv", b'text\n"an \\"a\\" b"\n', "row 1 .line 2.: its quotes do not fit.* is written twice"),
         ("a.csv", b'1,"a text"\n2,"b"\n', "If that line is data, write names above it: sed -i '1i column1,text' "),
+        ("a.csv", b"1;a\n2;b, c\n", "sed -i '1i column1;text' "),
+        ("a.csv", b'1, "a, text"\n2, b\n', "sed -i '1i column1, text' "),
+        ("a.csv", b"sep=|\n1|a text\n2|b\n", r"sed -i '2i column1\|text' "),
+        ("a.tsv", b"a text\t\t1\nb\t\t0\n", r"sed -i '1i text\\tcolumn2\\tcolumn3' "),
+        ("a.csv.gz", gzip.compress(b"1,a text\n2,b\n"), "gzip -d .*a.csv.gz && sed -i '1i column1,text' .*a.csv$"),
         ("a.csv", b"text,text\n1,2\n", "its header names text twice"),
         ("a.tsv", b"", "is empty, or its first line is no header"),
         ("a.tsv.gz", gzip.compress(b""), "is empty, or its first line is no header"),

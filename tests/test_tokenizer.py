@@ -241,7 +241,9 @@ def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "empty")
     with pytest.raises(UserError, match=r"no such file\. Use gpt2, bytes"):
         load_tokenizer(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"hf download some/model tokenizer\.json --local-dir=DIR"):
+    with pytest.raises(
+        UserError, match=r"hf download some/model tokenizer\.json tokenizer_config\.json .*--local-dir=DIR"
+    ):
         load_tokenizer("some/model")
 
 

@@ -14,13 +14,15 @@ from data_pipelines.readers.formats.array_records import read_array_records
 from data_pipelines.readers.formats.parquet import read_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, read_text
-from data_pipelines.readers.paths import find_files, identify_files, keep_data
+from data_pipelines.readers.paths import BESIDE, find_files, identify_files, keep_data
 from data_pipelines.recipes import RECIPES
 from gptjax.core.errors import UserError
+from gptjax.core.unicode import replace_surrogates
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
 UNCUT = "files of records are not cut by --separator, which is for text files"
 AS_TEXT = "files of an unknown format read as plain text"
+AS_LINES = "files of an unknown format read as JSON lines, as their first lines are"
 
 
 DocumentReader = Callable[[Path, ReadContext], Iterator[Chunk]]
@@ -35,7 +37,7 @@ READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (arrow_files.SUFFIXES, arrow_files.read_arrow),
     ((".array_record", ".arrayrecord"), read_array_records),
 )
-READERS_VERSION = 2
+READERS_VERSION = 3
 """Increase it when tables, Parquet or Arrow are read differently: data that were prepared from them are made again."""
 # ArrayRecord's own tools number the files of a set behind the suffix.
 _NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
@@ -61,8 +63,8 @@ def open_files(spec: str) -> "Files":
         "(python -m data_pipelines.recipes lists them)"
     )
     others = suggest_source(spec) or others
-    is_known, left_out = keep_data(spec, find_reader, is_text=lambda name: find_reader(name) is read_text)
-    return Files(spec, find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}."), left_out)
+    is_known, left_out, beside = keep_data(spec, find_reader, is_text=lambda name: find_reader(name) is read_text)
+    return Files(spec, find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}."), left_out, beside)
 
 
 def suggest_source(spec: str) -> str:
@@ -84,11 +86,12 @@ def suggest_source(spec: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Files in the order given; `left_out` counts the others in the directory."""
+    """Files in the order given; `left_out` counts those of other formats, `beside` names what stands beside data."""
 
     spec: str
     paths: tuple[Path, ...]
     left_out: int = 0
+    beside: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,6 +100,9 @@ class Files:
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         if self.left_out:
             context.notes[LEFT_OUT] += self.left_out
+        if self.beside:
+            context.notes[BESIDE] += len(self.beside)
+            context.notes.first.setdefault(BESIDE, replace_surrogates(self.beside[0]))
         for path in self.paths:
             reader = find_reader(path.name) or _read_unknown
             if context.separator is not None and reader not in (read_text, _read_unknown):
@@ -114,5 +120,6 @@ def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
                 f"{path}: holds NUL bytes, so it is not text; wanted text, or {_KNOWN}. "
                 "Token shards need no preparation: see python -m data_pipelines.index_shards --help."
             )
-    context.notes[AS_TEXT] += 1
-    yield from read_text(path, context)
+    are_lines = json_lines.begins_with_object(path)
+    context.notes[AS_LINES if are_lines else AS_TEXT] += 1
+    yield from (json_lines.read_json_lines if are_lines else read_text)(path, context)

@@ -1,12 +1,12 @@
 """nanoGPT's `meta.pkl`, which lies beside the ids of characters and says which they are.
 
-No pickle is executed: what is read here knows texts, numbers and containers, and no class or function.
+No pickle is executed: one is loaded only if all of its operations make texts, numbers and dictionaries.
 """
 
-import io
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gptjax.core.errors import UserError, quote
 from gptjax.tokenization.tokenizer import Chars
@@ -14,21 +14,20 @@ from gptjax.tokenization.tokenizer import Chars
 META_FILE = "meta.pkl"
 LARGEST = 2**24
 """Bytes; all characters of Unicode need fewer."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads Python's own texts, numbers and containers only."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
-        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+OPERATIONS = frozenset(
+    (
+        *("PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "INT", "BININT", "BININT1", "BININT2"),
+        *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
+    )
+)
+"""Of pickles without classes, functions and what is slow to hash."""
 
 
 def read_characters(path: Path) -> Chars | None:
     """The tokenizer of the table `stoi`; None for a file without one. Raises `UserError` for another pickle."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
-        content: Any = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        content = _load(path)
     except Exception as error:  # damaged pickles raise errors of many classes
         advice = "Name the --tokenizer that made the ids, and move the file away."
         raise UserError(f"{path}: cannot be read as a table of characters: {quote(str(error))}. {advice}") from None
@@ -36,6 +35,21 @@ def read_characters(path: Path) -> Chars | None:
     if not isinstance(table, dict) or not table:
         return None
     is_char = lambda char: isinstance(char, str) and len(char) == 1 and not 0xD800 <= ord(char) < 0xE000
-    if not all(map(is_char, table)) or sorted(map(str, table.values())) != sorted(map(str, range(len(table)))):
+    are_ids = all(type(number) is int for number in table.values()) and sorted(table.values()) == list(
+        range(len(table))
+    )
+    if not are_ids or not all(map(is_char, table)):
         raise UserError(f"{path}: its stoi does not number single characters from 0 on. Name the --tokenizer.")
     return Chars(table)
+
+
+def _load(path: Path) -> Any:
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    content = path.read_bytes()
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name not in OPERATIONS:
+            raise ValueError(f"it has the operation {operation.name}")
+        if "PUT" in operation.name and argument > len(content):  # places of a table that would be made
+            raise ValueError("it numbers more values than it has")
+    return pickle.loads(content)

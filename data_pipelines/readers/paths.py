@@ -31,8 +31,9 @@ TOKENS = {".bin", ".npy", ".idx", ".mds"}
 """Endings of token files."""
 BESIDE_TOKENS = {"index.json", "manifest.json", "tokenizer.json", "readme.md"}
 """Files beside them that are no text."""
-_README = re.compile(r"(readme|licen|citation).*", re.IGNORECASE)
-"""Names of texts that describe the data beside them."""
+_README = re.compile(r"(?i:readme|licen[cs]e|citation)(\..*)?|(README|LICEN[CS]E)[-_].*")
+"""Names of texts that describe the data beside them: also README_zh.md, but not licensed_texts.txt."""
+BESIDE = "files beside the data, such as a README, not read (a quoted pattern names them)"
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
@@ -55,7 +56,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
                 f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {shlex.quote(spec)}"
             )
         if not found:
-            named = f" As text, a pattern reads others: '{path}/**/*{others[0]}'." if others else ""
+            pattern = shlex.quote(f"{path}/**/*{others[0] if others else ''}")
+            named = f" As text, a pattern reads others: {pattern}" if below else ""
             raise UserError(f"source {spec}: the directory holds no {known} files.{named}")
     elif os.path.lexists(path):
         found = [path]
@@ -74,8 +76,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
 
 def keep_data(
     spec: str, is_known: Callable[[str], object], *, is_text: Callable[[str], object] = lambda name: False
-) -> tuple[Callable[[str], object], int]:
-    """(`is_known` without what only stands beside data, how many files of the directory are not known then).
+) -> tuple[Callable[[str], object], int, tuple[str, ...]]:
+    """(`is_known` without what only stands beside data, how many files are not known at all, what stands beside data).
 
     A directory of data often has a settings.json and a README.md beside them. Of .json files alone, they are the data,
     and so are texts alone.
@@ -94,7 +96,7 @@ def keep_data(
             return False
         return is_known(name) and not (has_others and not of_json and is_json(name))
 
-    return keeps, sum(1 for name in names if not keeps(name))
+    return keeps, len(names) - len(known), tuple(name for name in known if not keeps(name))
 
 
 def check_unpacked(file: Path) -> None:

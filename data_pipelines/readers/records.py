@@ -16,8 +16,8 @@ from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, c
 from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
 from data_pipelines.readers.formats.text_files import open_file
-from data_pipelines.readers.paths import find_files, keep_data
-from gptjax.core.errors import UserError
+from data_pipelines.readers.paths import BESIDE, find_files, keep_data, tell_once
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"
@@ -43,7 +43,9 @@ class RecordBlock(NamedTuple):
 def find_record_files(spec: str) -> tuple[Path, ...]:
     """A file, the files of known formats in a directory, or the files of a pattern."""
     endings = (*SUFFIXES, *JSON_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX, *arrow_files.SUFFIXES)
-    is_known, _ = keep_data(spec, lambda name: name.lower().endswith(endings))
+    is_known, _, beside = keep_data(spec, lambda name: name.lower().endswith(endings))
+    if beside:
+        tell_once(f"note: source {spec}: {count_of(len(beside), BESIDE)}; the first: {quote(beside[0])}")
     hub = " Download the files first (hf download --repo-type=dataset OWNER/NAME) and name them."
     otherwise = f" Wanted {_KNOWN}.{hub if spec.startswith('hf:') else ''}"
     return find_files(spec, is_known, known=_KNOWN, otherwise=otherwise)
@@ -85,7 +87,7 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[NamedRe
             try:
                 yield where, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield where, InvalidRecord(f"{where}: {explain_line(line, error)}", NOT_JSON)
+                yield where, InvalidRecord(f"{where}: {explain_line(line, error, where=where)}", NOT_JSON)
 
 
 def _iter_given(records: Iterator[NamedRecord], block_bytes: int) -> Iterator[RecordBlock]:

@@ -85,11 +85,12 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
     word = given[1] if len(given) > 1 else given[0]
     if "=" in word:
         return _explain_bare(word, flags)
-    if pattern := _find_pattern(given):
+    if name.endswith("source") and (pattern := _find_pattern(given)):
         return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: --{name}={_spell(pattern)}."
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
-    if str not in flags[name].types and not flags[name].appends:
+    is_text = str in flags[name].types and not all(map(os.path.lexists, given))  # files are no text with blanks
+    if not is_text and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
     if name == "tasks":

@@ -33,6 +33,7 @@ SHOWN_CHARACTERS = 200
 """Characters of a stranger's text that a message shows."""
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _SINGULAR = {"have": "has", "are": "is"}
 
 
@@ -52,6 +53,14 @@ def quote(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
     """
     shown = "".join(char if char.isprintable() else _escape(char) for char in text[:limit])
     return shown if len(text) <= limit else f"{shown}…"
+
+
+def escape_controls(text: str) -> str:
+    """What a model wrote, as a terminal may show it: escapes instead of control characters but line ends and tabs.
+
+    If stdout is no terminal, the text is given out as it is.
+    """
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
 def count_of(count: int, plural: str) -> str:

@@ -22,6 +22,13 @@ LARGEST_CONFIG, LARGEST_TOKENIZER = 2**24, 2**28
 """Bytes of a file of settings, and of one with a vocabulary, that are read into memory."""
 
 
+_HUB_ADDRESS = re.compile(
+    r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?"
+    r"(?!(?:api|blog|buckets|collections|datasets|docs|models|papers|posts|spaces)(?:[/?#]|$))([\w.-]+(?:/[\w.-]+)?)"
+)
+"""An address of a model or a data set of the hub, and its name; other pages of the hub have none."""
+
+
 def expand_path(path: AnyPath) -> Path:
     """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
 
@@ -41,10 +48,11 @@ def refuse_address(path: AnyPath) -> None:
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
         return
     advice = "Mount the bucket, with gcsfuse for example, and give the path of the mount; or copy the files here."
-    if found := re.match(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)", name):
+    if found := _HUB_ADDRESS.match(name):
         advice = f"The hub's files have the name hf:{found[1]} where a command takes them."
     elif name.startswith("http"):
-        advice = f"Fetch it first: curl -LO {shlex.quote(quote(name))}"
+        whole = quote(name, limit=len(name))  # a signature at the end is long
+        advice = f"Fetch it first: curl -LO {shlex.quote(whole)}"
     raise UserError(f"{quote(name)} is an address; wanted a local path. {advice}")
 
 

@@ -172,10 +172,10 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
             raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
         if (own := data.load_tokenizer()) is not None:
             evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
-        text = texts.open_stored_text(stream, run.tokenizer, protocol)
+        text = texts.open_stored_text(stream, own or run.tokenizer, protocol)
         name = f"{name_data(options, data)} ({options.split})"
-    end = None if run.tokenizer is None else run.tokenizer.end_of_text
-    settings = scoring.ScoringOptions(batch_size=options.batch_size, end_of_text=end)
+    begin = None if run.tokenizer is None else run.tokenizer.begin_of_text
+    settings = scoring.ScoringOptions(batch_size=options.batch_size, begin_of_text=begin)
     score = lambda model: texts.score_text(model, text, protocol, options=settings)
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)

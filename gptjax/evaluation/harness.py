@@ -329,19 +329,22 @@ def write_responses(path: Path, samples: dict[str, list[dict[str, Any]]], *, che
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
     """The harness' and datasets' messages below errors, and progress bars, are not shown."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval")]
-    levels = [logger.level for logger in loggers]
-    progress: Any = import_module("datasets.utils.logging")
-    evaluator: Any = import_module("lm_eval.evaluator")
-    ask_git = getattr(evaluator, "get_git_commit_hash", None)
-    progress.disable_progress_bar()
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "datasets", "lm-eval"))}
+    # Asked outside a clone, git complains; nothing here reads the answer.
+    stand_ins: list[tuple[str, str, Any]] = [("lm_eval.evaluator", "get_git_commit_hash", lambda: None)]
+    stand_ins += [(name, "tqdm", lambda items, **_: items) for name in ("lm_eval.api.task", "lm_eval.api.model")]
+    quiet = [(import_module(module), name, stand_in) for module, name, stand_in in stand_ins]
+    own = [(module, name, getattr(module, name, None)) for module, name, _ in quiet]
+    import_module("datasets.utils.logging").disable_progress_bar()
+    for logger in levels:
         logger.setLevel(logging.ERROR)
-    evaluator.get_git_commit_hash = lambda: None  # asked outside a clone, git complains; nothing here reads the answer
+    for changed in quiet:
+        setattr(*changed)
     try:
         yield
     finally:
-        evaluator.get_git_commit_hash = ask_git
-        progress.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
+        for changed in own:
+            setattr(*changed)
+        import_module("datasets.utils.logging").enable_progress_bar()
+        for logger, level in levels.items():
             logger.setLevel(level)

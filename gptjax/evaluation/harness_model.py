@@ -45,7 +45,7 @@ class HarnessModel(TemplateLM):
         self.model, self.batch_size = model, batch_size
         self.text_tokenizer, self.template = tokenizer, chat_template
         if chat_template is None and tokenizer.chat_template is not None:
-            self.template = tokenizer.chat_template.to_jinja(begin=self._end_name)
+            self.template = tokenizer.chat_template.to_jinja(begin=tokenizer.begin_of_text_name or self._end_name)
         ends = [tokenizer.end_of_text]
         if tokenizer.chat_template is not None:
             ends.append(tokenizer.specials[tokenizer.chat_template.assistant.end])
@@ -53,7 +53,7 @@ class HarnessModel(TemplateLM):
         names = sorted(tokenizer.specials, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names))) if names else None
         self.max_length, self.max_gen_toks = model.config.context_length, 256
-        self.scoring = ScoringOptions(batch_size=batch_size, end_of_text=tokenizer.end_of_text)
+        self.scoring = ScoringOptions(batch_size=batch_size, begin_of_text=tokenizer.begin_of_text)
 
     @property
     def eot_token_id(self) -> int:

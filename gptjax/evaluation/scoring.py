@@ -47,7 +47,7 @@ class ScoringOptions:
 
     batch_size: int = 16
     """Rows per batch."""
-    end_of_text: int | None = None
+    begin_of_text: int | None = None
     """The id that begins a document, for models whose attention stays inside documents."""
     progress: Callable[[int], object] | None = None
     """Called with the number of windows that are done."""
@@ -142,11 +142,11 @@ def _score_batch(
     for row, window in enumerate(windows):
         inputs[row, : len(window.inputs)] = window.inputs
         targets[row, : len(window.inputs)] = window.tokens[1:]
-    end_of_text = -1 if options.end_of_text is None else options.end_of_text
+    begin_of_text = -1 if options.begin_of_text is None else options.begin_of_text
     if model.mesh.is_sharded:
-        return score_all(model, inputs, targets, end_of_text)
+        return score_all(model, inputs, targets, begin_of_text)
     row, column = find_places(windows)
-    return score_places(model, inputs, (row, column), targets[row, column], end_of_text)
+    return score_places(model, inputs, (row, column), targets[row, column], begin_of_text)
 
 
 def find_places(windows: Sequence[EvalWindow]) -> tuple[np.ndarray, np.ndarray]:
@@ -183,11 +183,11 @@ def score_places(
     inputs: BT,
     places: tuple[Int[Array, " M"], Int[Array, " M"]],
     targets: Int[Array, " M"],
-    end_of_text: int | Int[Array, ""],
+    begin_of_text: int | Int[Array, ""],
 ) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
     """Scores of the tokens after these places (row, column)."""
     model = without_gradient(model)
-    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, end_of_text))
+    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, begin_of_text))
     return score_hidden(model, hidden[places], targets)
 
 
@@ -211,12 +211,12 @@ def score_hidden(
 
 @jax.jit
 def score_all(
-    model: GPT, inputs: BT, targets: BT, end_of_text: int | Int[Array, ""]
+    model: GPT, inputs: BT, targets: BT, begin_of_text: int | Int[Array, ""]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """Scores of all positions of rows that are divided over devices. The result is whole on every device."""
     model, mesh = without_gradient(model), model.mesh
     inputs, targets = (reshard(jnp.asarray(x), mesh.activation_spec("BT")) for x in (inputs, targets))
-    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, end_of_text))
+    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, begin_of_text))
     size = max(1, HEAD_BLOCK // inputs.shape[0])
     blocks = [_score_columns(model, hidden, targets, slice(i, i + size)) for i in range(0, inputs.shape[1], size)]
     whole = lambda parts: reshard(jnp.concatenate(parts, axis=1), mesh.activation_spec("__"))
@@ -231,11 +231,11 @@ def _score_columns(model: GPT, hidden: BTD, targets: BT, columns: slice) -> tupl
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == wanted
 
 
-def find_documents(model: GPT, inputs: BT, end_of_text: int | Int[Array, ""]) -> DocumentIds | None:
-    """Where documents begin, for models whose attention stays inside them: with each `end_of_text`."""
+def find_documents(model: GPT, inputs: BT, begin_of_text: int | Int[Array, ""]) -> DocumentIds | None:
+    """Where documents begin, for models whose attention stays inside them: with each `begin_of_text`."""
     if not model.config.intra_document_mask:
         return None
-    begins = inputs == end_of_text
+    begins = inputs == begin_of_text
     places = jnp.arange(inputs.shape[1])[None]
     last = jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
     return DocumentIds(jnp.cumsum(begins, axis=1, dtype=jnp.int32), (places - last).astype(jnp.int32))

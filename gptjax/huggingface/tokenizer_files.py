@@ -23,11 +23,11 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, context_length: in
     if (end := tokenizer.end_of_text_name) is not None:
         # A byte-level BPE has no unknown token, but ctranslate2 refuses to load a model without the name of one.
         settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
-    if tokenizer.begin_of_text_name is not None:
-        settings["bos_token"] = tokenizer.begin_of_text_name
+    if (begin := tokenizer.begin_of_text_name) is not None:
+        settings["bos_token"] = begin
     write_json(directory / "tokenizer_config.json", settings)
     if (template := tokenizer.chat_template) is not None:
-        (directory / "chat_template.jinja").write_text(template.to_jinja(begin=end), encoding="utf-8")
+        (directory / "chat_template.jinja").write_text(template.to_jinja(begin=begin or end), encoding="utf-8")
     if has_gpt2_files(tokenizer):
         write_vocab_and_merges(directory, tokens=tokenizer.tokens, specials=tokenizer.specials, merges=tokenizer.merges)
 

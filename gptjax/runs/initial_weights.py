@@ -1,6 +1,7 @@
 """The weights that a run starts from, and those of its objective's frozen model."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,10 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, take_layers, with_static
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
-from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE
 from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -126,7 +128,8 @@ def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokeniz
         if tokenizer.extends(source.tokenizer):
             rows |= {*range(source.tokenizer.vocab_size, tokenizer.vocab_size)}
         template = tokenizer.chat_template
-        if template not in (None, source.tokenizer.chat_template) and get_row_kind(config.objective) != "text":
+        knows = template == source.tokenizer.chat_template and has_learned_chats(source)
+        if template is not None and not knows and get_row_kind(config.objective) != "text":
             rows |= {known[name] for name in template.special_tokens}
     ids = [row for row in rows if isinstance(row, int) and 0 <= row < config.model.resolved_vocab_size]
     if unknown := rows - {*ids}:
@@ -136,6 +139,15 @@ def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokeniz
             f"{config.model.resolved_vocab_size:,} or special tokens: {names}."
         )
     return replace(config.lora, new_tokens=tuple(sorted(ids)))
+
+
+def has_learned_chats(source: Checkpoint) -> bool:
+    """Whether gptjax has trained these weights on chats. Base models of others may have a template in Jinja, too."""
+    if isinstance(source, SavedModel):
+        return (source.directory / CHAT_TEMPLATE_FILE).is_file()  # which only our exports have
+    with suppress(UserError):  # of a class of the user's own, whose file is not given
+        return get_row_kind(source.config.objective) != "text"
+    return False
 
 
 def check_explicit_fields(

@@ -6,13 +6,10 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import jax
-from jax.experimental import multihost_utils
 
 from gptjax.checkpoints.checkpoint import restore_model, save_model
 from gptjax.checkpoints.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
@@ -24,7 +21,6 @@ from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read
 from gptjax.core.files import (
     atomic_directory,
     expand_path,
-    lock_file,
     make_directories,
     read_text,
     sync_path,
@@ -305,29 +301,3 @@ def write_imported_run(
     with atomic_directory(directory) as temporary:
         save_model(temporary / CHECKPOINTS, model, step=0, metadata={"config": to_json(config)})
         write_run_files(temporary, config, tokenizer, others=others)
-
-
-@contextlib.contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
-    """Hold the right to write to a run directory; a `UserError` if another process has it. It ends with the process.
-
-    The first of several processes takes it for all, and all are refused together: one that left alone would be awaited.
-    """
-    with contextlib.ExitStack() as stack:
-        failure = None
-        try:
-            if jax.process_index() == 0:
-                make_directories(directory)
-                lock_file(stack.enter_context((directory / ".lock").open("w")))
-        except OSError as error:
-            failure = error
-        taken, failed = multihost_utils.broadcast_one_to_all(
-            (isinstance(failure, BlockingIOError), failure is not None)
-        )
-        if taken:
-            raise UserError(
-                f"{directory}: another process is training this run. Wait for it or stop it, or choose another --name."
-            )
-        if failed:
-            raise failure or UserError(f"{directory}: the first process cannot write there; it says why.")
-        yield

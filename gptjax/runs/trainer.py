@@ -19,6 +19,7 @@ from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.evaluators.evaluator import may_measure
 from gptjax.evaluators.metric_names import check_best_metric
 from gptjax.metrics.logger import MetricLogger
+from gptjax.objectives.preference import ReferenceObjective
 from gptjax.process import restarts
 from gptjax.process.console import keep_console_log, print_once
 from gptjax.process.diagnosis import keep_reports_in
@@ -28,7 +29,8 @@ from gptjax.runs import report, startup
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model, watch_reference
 from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
-from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
+from gptjax.runs.run_dir import CONSOLE_LOG, write_run_files
+from gptjax.runs.run_lock import run_lock
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
@@ -204,12 +206,13 @@ def make_data_check(config: TrainConfig) -> Callable[[], None]:
     """A function that raises a `UserError` if what the run or an evaluator reads has changed since it was opened."""
     others = (getattr(evaluator, "data", None) for evaluator in config.evaluators)
     sources = [config.data, *(data.resolve() for data in others if isinstance(data, DataSource))]
-    check_reference = watch_reference(config.directory)
+    checks = [source.check for source in sources]
+    if isinstance(config.objective, ReferenceObjective):
+        checks.append(watch_reference(config.directory))
 
     def check() -> None:
-        for source in sources:
-            source.check()
-        check_reference()
+        for each in checks:
+            each()
 
     return check
 

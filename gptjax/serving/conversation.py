@@ -52,6 +52,12 @@ class Conversation:
         self._encoder = ChatEncoder(tokenizer)
         ends = (self._encoder.end, tokenizer.end_of_text)
         self._ends = [end for end in ends if end is not None]
+        shortest, context = len(self._encode([Message("user", "")])), self.generator.context_length
+        if shortest >= context:
+            raise UserError(
+                f"the system prompt and an empty message have {shortest:,} tokens, and the model's context has "
+                f"{context:,}. Shorten the system prompt."
+            )
 
     def answer(self, text: str) -> Generator[str, None, None]:
         """Yield the answer in parts. Message and answer join the history when the answer ends, or is no longer read.
@@ -103,12 +109,15 @@ class Conversation:
     def _system(self) -> list[Message]:
         return [] if self.system_prompt is None else [Message("system", self.system_prompt)]
 
+    def _encode(self, messages: list[Message]) -> np.ndarray:
+        return self._encoder.encode_prompt([*self._system(), *messages])
+
     def _fit(self, question: Message) -> np.ndarray:
         """The prompt. The oldest turns leave until an answer has room."""
         context, before = self.generator.context_length, self.begin
         wanted = min(self.max_new_tokens or DEFAULT_ANSWER, context // 4)
         while True:
-            prompt = self._encoder.encode_prompt([*self._system(), *self.messages[self.begin :], question])
+            prompt = self._encode([*self.messages[self.begin :], question])
             if len(prompt) + wanted <= context or self.begin >= len(self.messages):
                 break
             self.begin += 2

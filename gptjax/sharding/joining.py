@@ -6,7 +6,6 @@ aborts all that have come. Before, on Linux, the connections to it say how many 
 
 import contextlib
 import errno
-import functools
 import re
 import socket
 import sys
@@ -15,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jax._src import distributed  # its place is in no public module
 
@@ -117,11 +117,21 @@ class JoinWatch:
 def end_registration(seconds: int) -> Iterator[None]:
     """Inside the block a coordinator that is started ends the wait of all by itself, and so names who is missing.
 
-    JAX passes no such limit on; without it the wait ends at a deadline of each client, which knows nothing.
+    JAX passes no such limit on; without it the wait ends at a deadline of each client, which knows nothing. So it does
+    with a version of JAX that has no such limit.
     """
-    library = distributed._jax
-    make = library.get_distributed_runtime_service
-    library.get_distributed_runtime_service = functools.partial(make, cluster_register_timeout=seconds)
+    library: Any = getattr(distributed, "_jax", None)
+    make = getattr(library, "get_distributed_runtime_service", None)
+    if make is None:
+        yield
+        return
+
+    def start(*args: Any, **options: Any) -> Any:
+        with contextlib.suppress(TypeError):
+            return make(*args, **options, cluster_register_timeout=seconds)
+        return make(*args, **options)
+
+    library.get_distributed_runtime_service = start
     try:
         yield
     finally:

@@ -56,7 +56,7 @@ class ChatEncoder:
             )
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
-        self._first = to_ids(tokenizer.end_of_text if self.template.begins else None)
+        self._first = to_ids(tokenizer.begin_of_text if self.template.begins else None)
         self._borders = {style: self._encode_border(style) for style in self._formats()}
 
     def encode_conversation(
@@ -109,7 +109,7 @@ def with_jinja(tokenizer: Tokenizer, jinja: str | None) -> Tokenizer:
     """The tokenizer, with ChatML as its template where a Jinja template, which is not executed, writes its tokens."""
     if jinja is None or tokenizer.chat_template is not None or not all(token in jinja for token in CHAT_TOKENS):
         return tokenizer
-    found, begin = with_chatml(tokenizer), tokenizer.end_of_text_name
+    found, begin = with_chatml(tokenizer), tokenizer.begin_of_text_name or tokenizer.end_of_text_name
     begins = "bos_token" in jinja or (begin is not None and begin in jinja)
     return found if found.chat_template is None else found.with_chat_template(replace(CHATML, begins=begins))
 

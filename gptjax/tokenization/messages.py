@@ -15,7 +15,11 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "sender", "type"), ("conte
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 TOOLS = "skipped: tools are called, for which the chat template has no place"
 OTHER_PARTS = "skipped: images or other parts are no text"
-
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thoughts")
+"""Fields of a message that no chat template here writes."""
+_NO_REASONING = (None, "", False, [], "on", "off")
+"""Nemotron's sets have a switch of this name."""
+REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 
 SKIPPED = "invalid records skipped: "
 NO_TEXT, SURROGATE = f"{SKIPPED}a content that is no text", f"{SKIPPED}a surrogate without a partner"
@@ -67,16 +71,38 @@ def _read_message(item: Any, *, where: str) -> Message:
     return Message(name, check_utf8(content, where=where))
 
 
+def has_reasoning(item: Any) -> bool:
+    """Whether a message, or the record of a pair, has reasoning beside what it says."""
+    if not isinstance(item, dict):
+        return False
+    parts = [part for key in CONTENT_KEYS if isinstance(item.get(key), list) for part in item[key]]
+    return any(item.get(key) not in _NO_REASONING for key in REASONING_KEYS) or any(map(_is_reasoning, parts))
+
+
+def _is_reasoning(part: Any) -> bool:
+    """Claude's parts have a type for it, Gemini's a mark."""
+    return isinstance(part, dict) and (part.get("type") in REASONING_PARTS or part.get("thought") is True)
+
+
 def join_parts(parts: list[Any] | dict[str, Any]) -> str | None:
-    """The texts of OpenAI's or of Gemini's parts; None for what is none. Images and the like are a `UselessRecord`."""
+    """The texts of OpenAI's, Claude's or Gemini's parts, without reasoning; None for what is no text.
+
+    Raises `UselessRecord` for images and the like, and where there is reasoning alone.
+    """
     if isinstance(parts, dict):
-        parts = parts["parts"] if isinstance(parts.get("parts"), list) else [parts]
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    kinds = {str(part.get("type") or "text") for part in parts if isinstance(part, dict)}
-    if not kinds <= {"text", "input_text", "output_text"}:
+        parts = parts["parts"] if isinstance(parts.get("parts"), list) else [parts.get("text")]
+    said = [part for part in parts if not _is_reasoning(part)]
+    kinds = {_find_kind(part) for part in said if isinstance(part, dict)}
+    if not kinds <= {"text", "input_text", "output_text"} or (parts and not said):
         raise UselessRecord(f"conversations {OTHER_PARTS}")
+    texts = [part.get("text") if isinstance(part, dict) else part for part in said]
     known = [text for text in texts if isinstance(text, str)]
     return "".join(known) if texts and len(known) == len(texts) else None
+
+
+def _find_kind(part: dict[str, Any]) -> str:
+    """Gemini's parts, and those of ChatGPT's images, have no type."""
+    return str(part.get("type") or ("text" if "text" in part else "other"))
 
 
 def check_utf8(text: str, *, where: str) -> str:

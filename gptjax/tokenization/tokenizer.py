@@ -95,7 +95,7 @@ class Tokenizer(ABC):
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that the pipelines put before documents; None if there is none."""
+        """The id that `prepare` puts before documents; None if there is none."""
         return None if self.end_of_text_name is None else self.specials[self.end_of_text_name]
 
     @property
@@ -310,10 +310,8 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
 
 
 def _load(name: str) -> Tokenizer:
-    if name == "bytes":
-        return Bytes()
-    if name == "gpt2":
-        return _load_gpt2()
+    if name in ("bytes", "gpt2"):
+        return Bytes() if name == "bytes" else _load_gpt2()
     if name.startswith("gpt2:"):
         tokenizer = _make_tokenizer(read_directory(expand_path(name.removeprefix("gpt2:"))))
         if tokenizer.name != "gpt2":

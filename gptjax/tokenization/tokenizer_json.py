@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.files import LARGEST_TOKENIZER, read_text
+from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
 from gptjax.process.console import print_once
 
 END_OF_TEXT = "<|endoftext|>"
@@ -85,6 +85,14 @@ def read_directory(directory: Path) -> TokenTable:
     )
 
 
+def find_tokenizer_directory(name: str) -> Path | None:
+    """Where the other files of a tokenizer of `load_tokenizer` are; None for one without."""
+    if name == "bytes" or name.partition(":")[0] == "gpt2":
+        return None
+    path = expand_path(name)
+    return path if path.is_dir() else path.parent
+
+
 def explain_missing(name: str) -> str:
     """What to say of a name under which there is no tokenizer."""
     if name == "chars" or name.startswith("bpe:"):
@@ -92,7 +100,8 @@ def explain_missing(name: str) -> str:
         learners = "prepare and prepare_chat learn" if name.startswith("bpe:") else "prepare learns"
         return f"tokenizer {name!r}: only {learners} it, from its text. {learn}; then name its directory."
     is_repository = re.fullmatch(r"[\w-]+/[\w.-]+", name) and not name.endswith(".json")
-    hub = f" The hub's is fetched by hf download {name} tokenizer.json --local-dir=DIR" if is_repository else ""
+    files = " ".join((FILE_NAME, *CONFIG_FILES, "chat_template.jinja"))
+    hub = f" The hub's is fetched by hf download {name} {files} --local-dir=DIR" if is_repository else ""
     return (
         f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns chars or bpe:8192.{hub}"
     )
@@ -133,7 +142,7 @@ def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[st
             named = named.get("content") if isinstance(named, dict) else named
             if named is not None and not isinstance(named, str):
                 raise UserError(f"{path}: {key} is {quote(repr(named))}; wanted the text of a special token.")
-            found += [named] if named in names else []
+            found += [named] if named is not None and named in names else []
     return found
 
 

@@ -33,7 +33,8 @@ from gptjax.metrics.logger import LogConfig
 from gptjax.optim import AdamW, Muon
 from gptjax.optim.ema import EMA
 from gptjax.optim.schedules import Constant
-from gptjax.runs.run_dir import RunDir, run_lock
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.run_lock import run_lock
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import RollbackConfig

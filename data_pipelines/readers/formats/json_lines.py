@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text, suggest_command, suggest_for_list
 from data_pipelines.readers.formats.tables import is_json_array, read_json_array
-from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
+from data_pipelines.readers.formats.text_files import COMPRESSED, is_json_object, open_file, write_edit, write_filter
 from gptjax.core.errors import UserError, quote
 
 SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
@@ -34,15 +33,23 @@ def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
             number += len(lines)
 
 
+def begins_with_object(path: Path) -> bool:
+    """Whether the first line that is not blank is a JSON object."""
+    with open_file(path) as file:
+        first = next((line for line in itertools.islice(file, 100) if line.strip()), b"")
+    return is_json_object(first)
+
+
 def check_lines(path: Path) -> None:
     """Raise `UserError` for an array over several lines, or its items, of which only the last would be a record."""
     with open_file(path) as file:
         first = next((line for line in itertools.islice(file, 100) if line.strip()), b"").strip()
     if first in (b"[", b"[{") or (first.startswith(b"[") and first.endswith(b",")):
-        raise UserError(f"{path}: is an array over several lines. It is read from a file that is called .json.")
+        raise UserError(f"{path}: is an array over several lines. It is read from a file that is called {_json(path)}.")
     if first.startswith(b"{") and first.endswith(b"},"):
-        advice = f"This takes them away: sed -i 's/,$//' {shlex.quote(str(path))}"
-        raise UserError(f"{path}: its lines end with commas, as in an array; wanted an object on each line. {advice}")
+        advice = write_edit("sed -i 's/,[[:space:]]*$//'", path)  # they may end with \r
+        wrong = "its lines end with commas, as in an array; wanted an object on each line"
+        raise UserError(f"{path}: {wrong}. This takes them away: {advice}")
 
 
 def _read_texts(path: Path, first: int, lines: list[bytes], context: ReadContext) -> Iterator[Document]:
@@ -73,19 +80,34 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {explain_line(line, error)}") from None
+        raise UserError(f"{where}: {explain_line(line, error, where=where)}") from None
     if not isinstance(value, dict):
-        as_array = " An array is read from a file that is called .json." if isinstance(value, list) else ""
-        as_text = " Make it one: jq -c '{text: .}' FILE" if isinstance(value, str) else ""
+        path, wrap = _path_of(where), "jq -c '{text: .}'"
+        as_array = f" An array is read from a file that is called {_json(path)}." if isinstance(value, list) else ""
+        as_text = f" Make it one: {write_filter(wrap, path)}" if isinstance(value, str) else ""
         advice = suggest_for_list(value) or as_array or as_text
         raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.{advice}")
     return value
 
 
-def explain_line(line: bytes, error: Exception) -> str:
-    """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do."""
-    advice = " A record must be on one line: jq -c . FILE writes them so." if line.strip() == b"{" else ""
+def explain_line(line: bytes, error: Exception, *, where: str) -> str:
+    """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do.
+
+    `where` is FILE:LINE.
+    """
+    is_cut = line.strip() == b"{"
+    advice = f" A record must be on one line: {write_filter('jq -c .', _path_of(where))}" if is_cut else ""
     if line.lstrip().startswith((b"{'", b"[{'")):
         advice = " JSON has double quotes; Python's json.dumps writes them."
     reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
     return f"not a line of JSON in UTF-8: {reason}.{advice}"
+
+
+def _path_of(where: str) -> Path:
+    """The file of a place FILE:LINE."""
+    return Path(where.rpartition(":")[0])
+
+
+def _json(path: Path) -> str:
+    """The ending under which an array in a file is read: `.json`, or that of a compressed one."""
+    return f".json{path.suffix.lower() if path.suffix.lower() in COMPRESSED else ''}"

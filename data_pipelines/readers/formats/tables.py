@@ -22,7 +22,7 @@ from data_pipelines.readers.fields import (
     suggest_command,
     suggest_for_list,
 )
-from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
+from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, write_edit, write_filter
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, count_of, quote
 
@@ -44,26 +44,38 @@ _EXCEL_MARK = re.compile(rb"(?:\xef\xbb\xbf)?sep=([,;|\t])\r?\n")
 
 def read_table(path: Path, context: ReadContext) -> Iterator[Document]:
     """Yield the text of each row, in the column that the context names."""
+    field, problem = context.text_field, ""
     for where, row in iter_rows(path):
         if isinstance(row, UserError):
             context.skip_record(str(row))
-        elif (text := find_text(row, context.text_field)) is not None:
+            continue
+        field = field if field in row else field.strip()  # of `id, text` the name has no blank
+        if (text := find_text(row, field)) is not None:
             # Bytes that are not UTF-8 are still in the cell, as surrogates.
             yield validate_utf8(text.encode("utf-8", "surrogateescape"), context, where=where)
         else:
-            names = quote(describe_fields(row))
-            wanted = f'wanted the column "{context.text_field}"; its first line names {names}'
-            advice = _suggest_header(path, row) or suggest_command(row)
-            context.skip_record(f"{where}: {wanted} (--text-field chooses one).{advice}")
+            problem = problem or _explain_no_column(path, row, field)  # the same for all rows
+            context.skip_record(f"{where}: {problem}")
+
+
+def _explain_no_column(path: Path, row: Mapping[str, Any], field: str) -> str:
+    wanted = f'wanted the column "{field}"; its first line names {quote(describe_fields(row))}'
+    return f"{wanted} (--text-field chooses one).{_suggest_header(path, row) or suggest_command(row)}"
 
 
 def _suggest_header(path: Path, names: Mapping[str, Any]) -> str:
     """What to do where the first line does not seem to be a header: it holds numbers, or long texts."""
     if not any(len(name) > LONGEST_NAME or name.strip().isdigit() for name in names):
         return ""
-    mark = next(mark for kind, mark in DELIMITERS.items() if kind in path.name.lower())
-    header = mark.join([*(f"column{number}" for number in range(1, len(names))), "text"]).replace("\t", "\\t")
-    return f" If that line is data, write names above it: sed -i '1i {header}' {shlex.quote(str(path))}"
+    with open_file(path) as file:
+        mark, start, line = _find_mark(file, path)
+    first = _decode_line(start).rstrip("\r")
+    has_blanks = _has_blanks(first, mark)
+    cells = _unquote(first, mark, has_blanks=has_blanks) or [*names]  # with the empty ones, which have no name
+    longest = max(range(len(cells)), key=lambda number: (len(cells[number]), number))
+    header = ["text" if number == longest else f"column{number + 1}" for number in range(len(cells))]
+    edit = f"sed -i '{line}i {(mark + ' ' * has_blanks).join(header)}'".replace("\t", "\\t")
+    return f" If that line is data, write names above it: {write_edit(edit, path)}"
 
 
 def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
@@ -71,8 +83,7 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
     for number, (where, record) in enumerate(iter_array(path)):
         if number == 0 and not isinstance(record, dict):
             found = quote(str(record), limit=40)
-            given, written = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".jsonl")))
-            as_text = f" Make objects of them: jq -c '.[] | {{text: .}}' {given} > {written}"
+            as_text = " Make objects of them: " + write_filter("jq -c '.[] | {text: .}'", path)
             advice = suggest_for_list(record) or (as_text if isinstance(record, str) else " Wanted such as [{…}, {…}].")
             raise UserError(f"{path}: holds no array of objects; its first item is {found}.{advice}")
         text = find_text(record, context.text_field) if isinstance(record, dict) else None
@@ -92,17 +103,14 @@ def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """
     csv.field_size_limit(CELL_BYTES)
     with open_file(path) as file:
-        start = file.peek(LOOKED_BYTES)
-        if named := _EXCEL_MARK.match(start):
-            file.read(named.end())
-            start = start[named.end() :]
-        delimiter = named[1].decode() if named else find_delimiter(path, start)
+        delimiter, start, _ = _find_mark(file, path)
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         split = _split_lines if delimiter == "\t" and _is_row_a_line(start) else partial(_split_quoted, path)
         rows = split(text, start, delimiter)
         try:
-            names = next(rows, None)
-            named = [name for name in names if name] if isinstance(names, list) else []
+            header = next(rows, None)
+            names = header if isinstance(header, list) else []
+            named = [name for name in names if name]
             if not named:
                 raise UserError(f"{path}: is empty, or its first line is no header: wanted the names of its columns.")
             if twice := [name for name, times in Counter(named).items() if times > 1]:
@@ -111,6 +119,25 @@ def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
                 yield f"{path}: row {number}", _name_cells(f"{path}: row {number}", names, row, delimiter)
         finally:
             text.detach()
+
+
+def _find_mark(file: io.BufferedReader, path: Path) -> tuple[str, bytes, int]:
+    """(what separates the cells, the bytes from the header on, which line that is); moves the file to the header."""
+    start = file.peek(LOOKED_BYTES)
+    if named := _EXCEL_MARK.match(start):
+        file.read(named.end())
+        return named[1].decode(), start[named.end() :], 2
+    return find_delimiter(path, start), start, 1
+
+
+def _decode_line(start: bytes) -> str:
+    """The first line, as far as it is looked at."""
+    return start.partition(b"\n")[0].decode("utf-8", "replace")
+
+
+def _has_blanks(header: str, mark: str) -> bool:
+    """Whether a blank is behind every mark: `id, text`."""
+    return 0 < header.count(mark) == header.count(f"{mark} ")
 
 
 def _is_row_a_line(start: bytes) -> bool:
@@ -143,19 +170,17 @@ def _split_lines(text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[li
                 yield cells
 
 
-def _unquote(line: str, mark: str) -> list[str] | None:
+def _unquote(line: str, mark: str, *, has_blanks: bool = False) -> list[str] | None:
     """The cells of a line by the rules of .csv; None if its quotes do not fit."""
     try:
-        return next(csv.reader([line], delimiter=mark, strict=True))
+        return next(csv.reader([line], delimiter=mark, strict=True, skipinitialspace=has_blanks))
     except csv.Error:
         return None
 
 
 def _split_quoted(path: Path, text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str] | str]:
     """The cells of each row by the rules of .csv, or what is wrong with it. Cells in quotes may have line ends."""
-    header = start.partition(b"\n")[0].decode("utf-8", "replace")
-    has_blanks = 0 < header.count(mark) == header.count(f"{mark} ")  # `id, text`
-    rows = csv.reader(text, delimiter=mark, strict=True, skipinitialspace=has_blanks)
+    rows = csv.reader(text, delimiter=mark, strict=True, skipinitialspace=_has_blanks(_decode_line(start), mark))
     number, told = 0, mark != "\t"
     while True:
         before = rows.line_num
@@ -189,7 +214,7 @@ def _name_cells(where: str, names: list[str], row: list[str] | str, mark: str) -
 
 def find_delimiter(path: Path, start: bytes) -> str:
     """What separates the cells: the mark of the file's kind or, if the header lacks it, another that the header has."""
-    header = start.partition(b"\n")[0].decode("utf-8", "replace")
+    header = _decode_line(start)
     usual = next(mark for kind, mark in DELIMITERS.items() if kind in path.name.lower()[-len(".csv.zst") :])
     return usual if usual in header else max(MARKS, key=lambda mark: (header.count(mark), mark == usual))
 
@@ -202,7 +227,7 @@ def iter_array(path: Path) -> Iterator[tuple[str, Any]]:
         items = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         is_several = content.lstrip()[:1] == b"{" and "Extra data" in str(error)
-        advice = f" One object a line is read: jq -c . {path.name} > {path.stem}.jsonl" if is_several else ""
+        advice = f" One object a line is read: {write_filter('jq -c .', path)}" if is_several else ""
         if not is_several and re.search(rb",\s*[\]}]|^\s*(//|/\*|#)", content, re.MULTILINE):
             advice = " JSON has no comments, and no comma before ] or }: remove them."
         raise UserError(f"{path}: is neither JSON nor JSON lines: {quote(str(error))}.{advice}") from None
@@ -217,18 +242,19 @@ def iter_array(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _suggest_array(items: dict[str, Any], path: Path) -> str:
     """The command that takes records out of one object: an array in it, an object for each record, or columns."""
-    given, written = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".jsonl")))
     lists = [key for key, value in items.items() if isinstance(value, list)]
     arrays = [key for key in lists if items[key] and isinstance(items[key][0], dict) and key.isidentifier()]
     if arrays and is_message(items[arrays[0]][0]):
-        return f" One conversation a line is read: jq -c . {given} > {written}"
+        return f" One conversation a line is read: {write_filter('jq -c .', path)}"
     if arrays:
-        return f" Take the array out of it: jq -c '.{arrays[0]}[]' {given} > {written}"
+        return " Take the array out of it: " + write_filter(f"jq -c '.{arrays[0]}[]'", path)
     if lists or (items and all(isinstance(value, dict) and "0" in value for value in items.values())):
-        write = f"pandas.read_json('{path}').to_json('{path.with_suffix('.jsonl')}', orient='records', lines=True)"
-        return f' It holds columns; this writes rows: python -c "import pandas; {write}"'
+        written = path.with_name(f"{path.name[: path.name.lower().rindex('.json')]}.jsonl")
+        names = [json.dumps(str(name), ensure_ascii=False) for name in (path, written)]
+        write = f'import pandas; pandas.read_json({names[0]}).to_json({names[1]}, orient="records", lines=True)'
+        return f" It holds columns; this writes rows: python -c {shlex.quote(write)}"
     if items and all(isinstance(value, dict) for value in items.values()):
-        return f" Write each object in a line: jq -c '.[]' {given} > {written}"
+        return " Write each object in a line: " + write_filter("jq -c '.[]'", path)
     return ""
 
 

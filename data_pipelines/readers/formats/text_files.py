@@ -7,6 +7,8 @@ import codecs
 import contextlib
 import gzip
 import io
+import json
+import shlex
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +22,12 @@ from gptjax.core.unicode import replace_surrogates
 
 COMPRESSED = ("", ".gz", ".zst")
 """Endings that `open_file` understands."""
+UNPACK = {".gz": "gzip -d", ".zst": "zstd -d --rm"}
+"""The commands that replace a compressed file by its content; with `-dc`, their programs print it."""
 NULS = "files have NUL bytes, which were kept, though text seldom has any"
+AS_TEXT = "files have a JSON object first, read as text for the name; named .jsonl, it is records"
+RECORD_BYTES = 2**20
+"""Of a text, how much is looked at for a record."""
 BUFFER_BYTES = 2**18
 """Python's default of 8 kB makes reading lines several times slower."""
 
@@ -40,6 +47,8 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     if b"\0" in content:
         context.notes[NULS] += 1
         context.notes.first.setdefault(NULS, replace_surrogates(str(path)))
+    if is_json_object(content[:RECORD_BYTES].lstrip().partition(b"\n")[0]):
+        context.notes[AS_TEXT] += 1
     document = validate_utf8(content, context, where=str(path), note=REPLACED)
     if context.separator is None:
         yield document
@@ -48,6 +57,14 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     if separator not in content:
         context.notes[f"files have no separator {context.separator!r}: a document each"] += 1
     yield from _cut(bytes(document), separator)
+
+
+def is_json_object(line: bytes) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return line.lstrip().startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
@@ -93,15 +110,37 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
 
 def check_start(path: Path, start: bytes) -> None:
     """Raise `UserError`, with advice, for the first bytes of a file that is no UTF-8 text."""
+    convert = f"Convert it: {_write_pipe(path)}iconv"
     if start[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise UserError(f"{path}: is UTF-32, wanted UTF-8. Convert it: iconv -f UTF-32 -t UTF-8.")
+        raise UserError(f"{path}: is UTF-32, wanted UTF-8. {convert} -f UTF-32 -t UTF-8.")
     halves = {start[::2].strip(b"\0") == b"", start[1::2].strip(b"\0") == b""}
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (len(start) >= 16 and len(halves) == 2):
-        advice = f"Convert it: iconv -f UTF-16{_find_order(start)} -t UTF-8."
-        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {advice}")
+        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {convert} -f UTF-16{_find_order(start)} -t UTF-8.")
     for magic, meaning in FORMATS.items():
         if start.startswith(magic):
             raise UserError(f"{path}: by its first bytes it is {meaning}.")
+
+
+def write_edit(command: str, path: Path) -> str:
+    """The line for a shell that changes a file in place, by a command such as `sed -i`; it unpacks the file before."""
+    unpack = UNPACK.get(path.suffix.lower())
+    before = f"{unpack} {shlex.quote(str(path))} && " if unpack else ""
+    return f"{before}{command} {shlex.quote(str(path.with_suffix('') if unpack else path))}"
+
+
+def write_filter(command: str, path: Path) -> str:
+    """The line for a shell that makes a .jsonl file beside a file, which it unpacks for a command such as `jq`."""
+    pipe = _write_pipe(path)
+    plain = path.with_suffix("") if pipe else path
+    written = plain.with_suffix(".lines.jsonl" if plain.suffix == ".jsonl" else ".jsonl")
+    given = "" if pipe else f" {shlex.quote(str(path))}"
+    return f"{pipe}{command}{given} > {shlex.quote(str(written))}"
+
+
+def _write_pipe(path: Path) -> str:
+    """What unpacks a compressed file for the next command; empty for others."""
+    unpack = UNPACK.get(path.suffix.lower())
+    return f"{unpack.split()[0]} -dc {shlex.quote(str(path))} | " if unpack else ""
 
 
 def check_no_pointer(path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Conversations in one text: every role is a turn of its own, and no mark is learned as letters."""
+
+import pytest
+
+from data_pipelines.dialogue_text import split_dialogue, split_speakers
+from gptjax.tokenization.messages import InvalidRecord, UselessRecord
+
+ASKED = [("user", "Two and two?"), ("assistant", "Four.")]
+
+
+def split(text):
+    return [(turn["role"], turn["content"]) for turn in split_dialogue(text, where="x") or []]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|user|>\nTwo and two?<|end|>\n<|assistant|>\nFour.<|end|>\n<|endoftext|>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTwo and two?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nFour.<|eot_id|>",
+        "<bos><start_of_turn>user\nTwo and two?<end_of_turn>\n<start_of_turn>model\nFour.<end_of_turn>\n",
+        "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n<|im_start|>assistant",
+    ],
+)
+def test_the_tokens_of_a_format_are_no_letters(text):
+    assert [(role.replace("model", "assistant"), content) for role, content in split(text)] == ASKED
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("<|im_start|>{}\n", "<|im_end|>\n"), ("<|{}|>\n", "</s>\n"), ("<|start_header_id|>{}<|end_header_id|>", "")],
+)
+def test_turns_of_tools_are_told(start, end):
+    turns = [*ASKED, ("tool", "42"), ("assistant", "42.")]
+    with pytest.raises(UselessRecord, match="tools are called"):
+        split("".join(f"{start.format(role)}{content}{end}" for role, content in turns))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|user|>\nTwo and two?<|sep|>\n<|assistant|>\nFour.",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>critic\nHm.<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>",
+        "### Human: [INST] Hi### Assistant: Ho",
+        "<|start|>user<|message|>Hi\nUser: a\nAssistant: b",
+    ],
+)
+def test_marks_that_are_left_over_are_refused(text):
+    with pytest.raises(InvalidRecord, match="a mark of another form") as caught:
+        split(text)
+    assert str(caught.value).startswith("x: message ")
+
+
+QUOTE = "Sure:\nUser: hi\nBot: hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (f"\n\nHuman: Two and two?\n\nAssistant: {QUOTE}", QUOTE),
+        (f"Human: Two and two?\nAssistant: {QUOTE}", QUOTE),
+        ("\n\nHuman: Two and two?\n\nAssistant: So:\nHuman: a\nAssistant: b", "So:\nHuman: a\nAssistant: b"),
+        (f"### Human: Two and two?### Assistant: {QUOTE}\n### Response: c", f"{QUOTE}\n### Response: c"),
+        ("### Instruction:\nTwo and two?\n### Response:\na\n### Input:\nb", "a\n### Input:\nb"),
+        ("User: Two and two?\nAssistant: ### Human: a### Assistant: b", "### Human: a### Assistant: b"),
+        ("User: Two and two?\nAssistant: a\nSystem: b", "a\nSystem: b"),
+        ("[INST] Two and two? [/INST] ### Human: a### Assistant: b </s>", "### Human: a### Assistant: b"),
+    ],
+)
+def test_a_dialogue_inside_an_answer_is_no_turn(text, answer):
+    assert split(text) == [ASKED[0], ("assistant", answer)]
+
+
+def test_a_turn_that_may_be_a_quotation_is_refused():
+    """The blank lines are before some turns only, and the text does not begin with one."""
+    assert len(split("Be brief.\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d")) == 5
+    for begin in ("", "\n\n"):
+        assert len(split(f"{begin}User: a\nAssistant: b\n\nUser: c\nAssistant: d")) == 4
+    with pytest.raises(InvalidRecord, match="some turns have a blank line"):
+        split("User: a\n\nAssistant: b\nUser: c\n\nAssistant: d")
+
+
+def test_what_stands_before_the_first_turn_is_the_systems():
+    for text in (
+        "<s>Be brief. [INST] Two and two? [/INST] Four.",
+        "System: Be brief.\n\nUser: Two and two?\nAI: Four.",
+    ):
+        assert split(text) == [("system", "Be brief."), *ASKED]
+
+
+@pytest.mark.parametrize("text", ["", "A text.", "User: Hi", "\n\n</s>\nUser:", "[/INST]", "### Input:", "<|tool|>"])
+def test_text_without_both_sides_is_none(text):
+    assert split_dialogue(text, where="x") is None
+
+
+def test_empty_turns_of_speakers_are_kept():
+    assert split_speakers("\n\nHuman: a\n\nAssistant:", where="x")[1] == {"role": "assistant", "content": ""}
