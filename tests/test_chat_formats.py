@@ -159,7 +159,7 @@ def test_an_answer_of_json_that_is_no_messages_stays_a_text():
     "record", [{"prompt": "p", "Q": "q", "R": "r"}, {"R": "r", "Q": "q", "Prompt": "x", "prompt": "p"}]
 )
 def test_a_renamed_field_takes_the_place_of_another(record):
-    known = ("prompt", "system")
+    known = frozenset({"prompt", "system"})
     renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known)
     assert renamed == {"system": "p", "prompt": "q"} | ({"Prompt": "x"} if "Prompt" in record else {})
     assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known) == {"prompt": "p"}
