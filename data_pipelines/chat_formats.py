@@ -20,9 +20,13 @@ from data_pipelines.readers.fields import (
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
+    CONTENT_KEYS,
     NO_LIST,
     NO_TEXT,
     REASONING_KEYS,
+    ROLE_KEYS,
+    ROLE_NAMES,
+    TOOL_ROLES,
     InvalidRecord,
     UselessRecord,
     check_turns,
@@ -45,6 +49,7 @@ ADDED = ("input", "context")
 SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
 FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text", *REASONING_KEYS)
 """In lower case; the names in files may have capitals and blanks."""
+_KNOWN = frozenset(FIELDS)
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -66,7 +71,7 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
 
     Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = rename_fields(record, renamed, known=FIELDS)
+    record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
     if isinstance(record, dict) and messages[0].role != "system" and (system := find_system(record, where=where)):
@@ -114,6 +119,28 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
         raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")
     return _join_turns(record, question, record[answer], where=where)
+
+
+def parse_lists(record: Any) -> Any:
+    """A record with the lists of messages that a table holds as text; other texts that are lists stay texts."""
+    if not isinstance(record, dict) or not any(_begins_as_list(value) for value in record.values()):
+        return record
+    found = {key: _parse_json(value) for key, value in record.items() if _begins_as_list(value)}
+    return record | {
+        key: value for key, value in found.items() if isinstance(value, list) and value and all(map(_speaks, value))
+    }
+
+
+def _begins_as_list(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip()[:1] == "["
+
+
+def _speaks(item: Any) -> bool:
+    """Whether a value is a message of a role that is known."""
+    roles = [str(item[key]).lower() for key in ROLE_KEYS if item.get(key) is not None] if isinstance(item, dict) else []
+    return (
+        bool(roles) and (roles[0] in ROLE_NAMES or roles[0] in TOOL_ROLES) and not item.keys().isdisjoint(CONTENT_KEYS)
+    )
 
 
 def is_labelled(record: dict[str, Any]) -> bool:

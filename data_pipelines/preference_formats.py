@@ -4,7 +4,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system, is_labelled
+from data_pipelines.chat_formats import (
+    ADDED,
+    QUESTIONS,
+    SYSTEM,
+    add_context,
+    describe,
+    find_system,
+    is_labelled,
+    parse_lists,
+)
 from data_pipelines.dialogue_text import split_speakers
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
@@ -29,6 +38,7 @@ SIDE_NAMES = {
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
 FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN)
+_KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
@@ -48,7 +58,7 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
 
     Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = rename_fields(record, renamed, known=FIELDS)
+    record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     prompt, chosen, rejected = _find_sides(record, where=where)

@@ -91,6 +91,7 @@ FIELDS = [
     {"instruction": "Two and two?", "input": "", "output": "Four."},
     {"prompt": "Two and two?", "completion": "Four."},
     {"prompt": LISTS[0][:1], "completion": LISTS[0][1:]},
+    {"prompt": json.dumps(LISTS[0][:1]), "completion": repr(LISTS[0][1:])},
     {"question": "Two and two?", "answer": "Four."},
     {"user": "Two and two?", "assistant": "Four."},
     {"input": "Two and two?", "output": "Four."},
@@ -148,11 +149,17 @@ def test_fields_may_be_renamed():
         parse_renaming("a")
 
 
+def test_an_answer_of_json_that_is_no_messages_stays_a_text():
+    for answer in ('[{"role": "admin", "content": "x"}]', '[{"name": "x"}]', "[1]", "[]", "[x"):
+        found = parse_conversation({"prompt": "Two and two?", "completion": answer}, where="x")
+        assert found.messages[1] == Message("assistant", answer)
+
+
 @pytest.mark.parametrize(
     "record", [{"prompt": "p", "Q": "q", "R": "r"}, {"R": "r", "Q": "q", "Prompt": "x", "prompt": "p"}]
 )
 def test_a_renamed_field_takes_the_place_of_another(record):
-    known = ("prompt", "system")
+    known = frozenset({"prompt", "system"})
     renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known)
     assert renamed == {"system": "p", "prompt": "q"} | ({"Prompt": "x"} if "Prompt" in record else {})
     assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known) == {"prompt": "p"}

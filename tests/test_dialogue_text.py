@@ -9,8 +9,7 @@ ASKED = [("user", "Two and two?"), ("assistant", "Four.")]
 
 
 def split(text):
-    turns = split_dialogue(text, where="x")
-    return turns and [(turn["role"], turn["content"]) for turn in turns]
+    return [(turn["role"], turn["content"]) for turn in split_dialogue(text, where="x") or []]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_what_stands_before_the_first_turn_is_the_systems():
 
 @pytest.mark.parametrize("text", ["", "A text.", "User: Hi", "\n\n</s>\nUser:", "[/INST]", "### Input:", "<|tool|>"])
 def test_text_without_both_sides_is_none(text):
-    assert split(text) is None
+    assert split_dialogue(text, where="x") is None
 
 
 def test_empty_turns_of_speakers_are_kept():

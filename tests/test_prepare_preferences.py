@@ -210,6 +210,7 @@ SAME = {"prompt": messages(*ASKED), "chosen": messages(GOOD[-1]), "rejected": me
     [
         {"chosen": messages(*GOOD), "rejected": messages(*BAD)},
         {"prompt": "2+2?", "chosen": messages(*GOOD), "rejected": messages(*BAD), "score_chosen": 8.0},
+        {"chosen": json.dumps(messages(*GOOD)), "rejected": repr(messages(*BAD))},
         {"chosen": dialogue(*GOOD), "rejected": dialogue(*BAD)},
         {"chosen": dialogue(*GOOD).strip(), "rejected": dialogue(*BAD).strip()},
         {"prompt": messages(*ASKED), "chosen": messages(*GOOD), "rejected": messages(*BAD)},

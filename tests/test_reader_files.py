@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_in, write_compressed
 
 from data_pipelines.readers.documents import ReadContext
-from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, find_reader, open_files
+from data_pipelines.readers.files import AS_LINES, AS_TEXT, LEFT_OUT, find_reader, open_files
 from data_pipelines.readers.formats.array_records import read_array_records
 from data_pipelines.readers.formats.json_lines import read_json
 from data_pipelines.readers.formats.text_files import read_text
@@ -107,6 +107,27 @@ def test_a_mistyped_source_shows_the_right_one(spec, advice, tmp_path, monkeypat
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=rf"no such file, directory or pattern\. Or use .*{advice}"):
         open_files(spec)
+
+
+def test_json_lines_under_another_name_are_records(tmp_path):
+    (tmp_path / "a.jsonlines").write_text('\n{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "part-00000").write_text('{"no JSON\n')
+    context = ReadContext()
+    assert read(tmp_path / "a.jsonlines", context) == ["one", "two"]
+    assert read(tmp_path / "part-00000", context) == ['{"no JSON\n']
+    assert (context.notes[AS_LINES], context.notes[AS_TEXT]) == (1, 1)
+    (tmp_path / "a.txt").write_text('{"text": "one"}\n')
+    assert read(tmp_path / "a.txt", context) == ['{"text": "one"}\n']
+    assert (
+        "1 file has a JSON object first, read as text for the name; named .jsonl, it is records"
+        in context.notes.lines()
+    )
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"As text, a pattern reads others: '.*/\*\*/\*\.jsonlines'"):
+        read(tmp_path)
+    (tmp_path / "a.jsonlines").unlink()
+    with pytest.raises(UserError, match=r"As text, a pattern reads others: '.*/\*\*/\*'$"):
+        read(tmp_path)
 
 
 def test_text_field_reaches_every_format(folder):

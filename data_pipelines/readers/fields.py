@@ -35,22 +35,27 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
     return join_text(value)
 
 
-def rename_fields(record: Any, renamed: Mapping[str, str], *, known: Collection[str]) -> Any:
+def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str]) -> Any:
     """A record with its fields under other names; what is no object, as it is.
 
     `renamed` is from the name in the file to the one here. It takes the place of a field of that name; of several for
     one name, the first that the record has. Others get the name in `known` that differs from theirs in capitals and
     blanks only.
     """
-    if not isinstance(record, dict) or (not renamed and record.keys() <= {*known}):
+    if not isinstance(record, dict):
         return record
-    given = {new: record[old] for old, new in reversed([*renamed.items()]) if old in record}
-    fields = {key: value for key, value in record.items() if key not in renamed} | given
-    for key in list(fields):
-        plain = plain_name(key)
-        if plain in known and plain not in fields:
-            fields[plain] = fields.pop(key)
-    return fields
+    fields = record
+    if renamed:
+        given = {new: record[old] for old, new in reversed([*renamed.items()]) if old in record}
+        fields = {key: value for key, value in record.items() if key not in renamed} | given
+    spelled: dict[str, str] = {}
+    for key in fields:
+        if key not in known and (plain := plain_name(key)) in known and plain not in fields:
+            spelled.setdefault(plain, key)
+    if not spelled:
+        return fields
+    names = {key: plain for plain, key in spelled.items()}
+    return {names.get(key, key): value for key, value in fields.items()}
 
 
 def plain_name(name: object) -> str:

@@ -22,6 +22,7 @@ from gptjax.core.unicode import replace_surrogates
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
 UNCUT = "files of records are not cut by --separator, which is for text files"
 AS_TEXT = "files of an unknown format read as plain text"
+AS_LINES = "files of an unknown format read as JSON lines, as their first lines are"
 
 
 DocumentReader = Callable[[Path, ReadContext], Iterator[Chunk]]
@@ -119,5 +120,6 @@ def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
                 f"{path}: holds NUL bytes, so it is not text; wanted text, or {_KNOWN}. "
                 "Token shards need no preparation: see python -m data_pipelines.index_shards --help."
             )
-    context.notes[AS_TEXT] += 1
-    yield from read_text(path, context)
+    are_lines = json_lines.begins_with_object(path)
+    context.notes[AS_LINES if are_lines else AS_TEXT] += 1
+    yield from (json_lines.read_json_lines if are_lines else read_text)(path, context)

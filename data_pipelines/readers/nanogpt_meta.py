@@ -50,6 +50,6 @@ def _load(path: Path) -> Any:
     for operation, argument, _ in pickletools.genops(content):
         if operation.name not in OPERATIONS:
             raise ValueError(f"it has the operation {operation.name}")
-        if "PUT" in operation.name and argument > len(content):  # places of a table that would be made
+        if "PUT" in operation.name and (argument or 0) > len(content):  # places of a table that would be made
             raise ValueError("it numbers more values than it has")
     return pickle.loads(content)

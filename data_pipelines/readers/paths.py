@@ -56,7 +56,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
                 f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {shlex.quote(spec)}"
             )
         if not found:
-            named = f" As text, a pattern reads others: '{path}/**/*{others[0]}'." if others else ""
+            pattern = shlex.quote(f"{path}/**/*{others[0] if others else ''}")
+            named = f" As text, a pattern reads others: {pattern}" if below else ""
             raise UserError(f"source {spec}: the directory holds no {known} files.{named}")
     elif os.path.lexists(path):
         found = [path]

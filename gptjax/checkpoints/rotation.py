@@ -1,5 +1,6 @@
 """What becomes of the directories of a run's checkpoints: deleted, passed over because of damage, or set aside."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -44,11 +45,11 @@ def clear_unfinished(directory: Path) -> None:
 
     Checkpoints that a killed process was setting aside are set aside.
     """
-    for marker in directory.glob(f"*{_BEGUN}"):
+    for marker in _list_begun(directory):
         step, why, _ = marker.name.split(".")
         set_aside_after(directory, int(step), why=why)
     for path in directory.iterdir():
-        if _ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED)):
+        if path.is_dir() and (_ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED))):
             shutil.rmtree(path)
         elif path.name.isdecimal() and (problem := describe_incomplete(path)):
             print_once(f"warning: {problem}. This checkpoint is passed over and kept as {path.name}.incomplete.")
@@ -110,7 +111,12 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
 
 def find_last_kept(directory: Path) -> int | None:
     """The step after which a killed process was setting checkpoints aside; None if there was none."""
-    return min((int(path.name.split(".")[0]) for path in directory.glob(f"*{_BEGUN}")), default=None)
+    return min((int(path.name.split(".")[0]) for path in _list_begun(directory)), default=None)
+
+
+def _list_begun(directory: Path) -> list[Path]:
+    """The files that are there while checkpoints are being set aside; other people's files are left alone."""
+    return [path for path in directory.glob(f"*{_BEGUN}") if re.fullmatch(r"[0-9]+\.\w+\.\w+", path.name)]
 
 
 def _set_aside(path: Path, why: str) -> None:

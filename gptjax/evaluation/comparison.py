@@ -55,7 +55,7 @@ def compare(evaluation: Evaluation, baseline: Evaluation) -> Comparison:
             found = compare_figures(*pairs)
             differences |= {name: figure for name, figure in found.items() if same or name not in PER_TOKEN}
             notes += _explain_differences(pairs, all_documents=(len(own.nats), len(other.nats)))
-            windows = {evaluation.window, baseline.window} - {None}
+            windows = {window for window in (evaluation.window, baseline.window) if window is not None}
             if len(windows) > 1:
                 notes.append(
                     f"its windows are of {evaluation.window:,} tokens, and {baseline.window:,} of the baseline; "

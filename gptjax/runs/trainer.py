@@ -31,6 +31,7 @@ from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, res
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CONSOLE_LOG, write_run_files
 from gptjax.runs.run_lock import run_lock
+from gptjax.runs.same_command import check_same_command
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
@@ -101,6 +102,7 @@ def _train(
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
         fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
+        check_same_command(config, fingerprints)
         if (saved := find_saved_run(config, modules)) is not None:
             check_same_run(config, saved, fingerprints)
         frozen = prepare_frozen_model(config, read_spec, mesh, saved=saved, modules=modules)

@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,7 @@ def initialize_distributed(
     _watch_others(native, command)
 
 
-def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: str | int | None) -> None:
+def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: Any) -> None:
     """Join the others, or end with the reason. `place` goes to JAX."""
     try:
         with (
@@ -79,7 +80,7 @@ def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: st
             end_registration(seconds),
             end_at_abort(native, lambda: waiting.explain(read_native_output())),
         ):
-            jax.distributed.initialize(  # pyright: ignore[reportArgumentType]
+            jax.distributed.initialize(
                 **place,
                 initialization_timeout=seconds + CLIENT_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,

@@ -2,12 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from gptjax.checkpoints.saver import agree
-from gptjax.metrics.metrics_file import find_number
+from gptjax.metrics.metrics_file import Record, find_number
 from gptjax.process.early_exit import REQUEUE_STATUS, stop_status
 from gptjax.supervision.signals import GracefulShutdown
 
@@ -75,7 +74,7 @@ class StopRules:
         self._best, self._since_best = (loss, 0) if is_better else (self._best, self._since_best + 1)
 
 
-def list_losses(records: Iterable[Mapping[str, Any]], metric: str, *, before: int) -> list[float]:
+def list_losses(records: Iterable[Record], metric: str, *, before: int) -> list[float]:
     """The values of a metric in the records of a run, at steps before `before`; NaN for one that was not finite."""
     found = [find_number(record, metric) for record in records if metric in record and record["step"] < before]
     return [math.nan if value is None else value for value in found]

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text, suggest_command, suggest_for_list
 from data_pipelines.readers.formats.tables import is_json_array, read_json_array
-from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, write_edit, write_filter
+from data_pipelines.readers.formats.text_files import COMPRESSED, is_json_object, open_file, write_edit, write_filter
 from gptjax.core.errors import UserError, quote
 
 SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
@@ -31,6 +31,13 @@ def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
         while lines := file.readlines(context.block_bytes):
             yield from DocumentBlock(sum(map(len, lines)), partial(_read_texts, path, number, lines)).chunks(context)
             number += len(lines)
+
+
+def begins_with_object(path: Path) -> bool:
+    """Whether the first line that is not blank is a JSON object."""
+    with open_file(path) as file:
+        first = next((line for line in itertools.islice(file, 100) if line.strip()), b"")
+    return is_json_object(first)
 
 
 def check_lines(path: Path) -> None:

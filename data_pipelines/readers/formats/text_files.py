@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import json
 import shlex
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ COMPRESSED = ("", ".gz", ".zst")
 UNPACK = {".gz": "gzip -d", ".zst": "zstd -d --rm"}
 """The commands that replace a compressed file by its content; with `-dc`, their programs print it."""
 NULS = "files have NUL bytes, which were kept, though text seldom has any"
+AS_TEXT = "files have a JSON object first, read as text for the name; named .jsonl, it is records"
+RECORD_BYTES = 2**20
+"""Of a text, how much is looked at for a record."""
 BUFFER_BYTES = 2**18
 """Python's default of 8 kB makes reading lines several times slower."""
 
@@ -43,6 +47,8 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     if b"\0" in content:
         context.notes[NULS] += 1
         context.notes.first.setdefault(NULS, replace_surrogates(str(path)))
+    if is_json_object(content[:RECORD_BYTES].lstrip().partition(b"\n")[0]):
+        context.notes[AS_TEXT] += 1
     document = validate_utf8(content, context, where=str(path), note=REPLACED)
     if context.separator is None:
         yield document
@@ -51,6 +57,14 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     if separator not in content:
         context.notes[f"files have no separator {context.separator!r}: a document each"] += 1
     yield from _cut(bytes(document), separator)
+
+
+def is_json_object(line: bytes) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return line.lstrip().startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _cut(content: bytes, separator: bytes) -> Iterator[Document]:

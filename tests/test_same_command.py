@@ -1,0 +1,48 @@
+"""Processes that were started with other configs or data are refused together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+from tiny import tiny_config
+
+from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
+from gptjax.runs.resume import Fingerprints
+from gptjax.runs.same_command import check_same_command
+
+FOUND: Fingerprints = {"data": "d", "tokenizer": None}
+
+
+def check_together(pairs: list[tuple[TrainConfig, Fingerprints]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each process says to the others, and then how the last one ends."""
+    said: list[np.ndarray] = []
+
+    def gather(own: np.ndarray) -> np.ndarray:
+        said.append(own)
+        return np.stack([*said, *[said[0]] * (len(pairs) - len(said))])
+
+    monkeypatch.setattr(jax, "process_count", lambda: len(pairs))
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    for config, fingerprints in pairs:
+        check_same_command(config, fingerprints)
+
+
+def test_places_and_logs_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = tiny_config(tmp_path / "shards")
+    other = replace(config, output_dir="elsewhere", hang_timeout="1h", data=replace(config.data, path="elsewhere"))
+    check_together([(config, FOUND), (other, FOUND), (config, FOUND)], monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["seed", "batch_size", "content of the data", "content of the tokenizer"])
+def test_process_that_differs_is_named_with_what_differs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = tiny_config(tmp_path / "shards")
+    if name.startswith("content"):
+        pairs = [(config, FOUND), (config, FOUND), (config, FOUND | {name.split()[-1]: "other"})]
+    else:
+        pairs = [(config, FOUND), (config, FOUND), (replace(config, **{name: getattr(config, name) * 2 + 2}), FOUND)]
+    with pytest.raises(UserError, match=f"^process 2 differs from process 0 in: {name}. Give the same command on all"):
+        check_together(pairs, monkeypatch)
