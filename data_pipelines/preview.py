@@ -22,9 +22,8 @@ from data_pipelines.runtime.options import require_at_least, run_command
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
-from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import Packing
-from gptjax.data.preferences import KIND, PairSequences, open_preferences
+from gptjax.data.preferences import PairSequences, holds_pairs, open_preferences
 from gptjax.data.sequences import Sequences, open_sequences
 from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -86,9 +85,7 @@ def preview(request: Preview) -> None:
     painter = Painter(request.color == "always" or (request.color == "auto" and is_terminal))
     legend: dict[Kind, str] = {"context": "context", "trained": "trained on", "special": "special token", "cut": "cut"}
     print(", ".join(painter.paint(text, kind) for kind, text in legend.items()))
-    manifest = read_manifest(request.data)
-    is_pairs = manifest is not None and manifest.request.get("kind") == KIND
-    for line in (iter_pairs if is_pairs else iter_rows)(request, painter):
+    for line in (iter_pairs if holds_pairs(request.data) else iter_rows)(request, painter):
         print(line)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_models import PLAIN, write_chat_run
+from scored import draw_pairs, write_documents
 from tiny import (
     ALPHABET,
     read_lines,
@@ -178,6 +179,14 @@ def test_shards_of_another_tokenizer_are_refused(
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     shards = write_shards(tmp_path / "shards", {"train": [np.arange(9)], "val": [np.arange(9)]}, own=other)
     assert "made with another tokenizer" in read_error(capsys, f"--checkpoint={run.directory}", f"--data={shards}")
+
+
+def test_preference_pairs_are_not_scored_as_text(
+    run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pairs = write_documents(tmp_path / "pairs", {"val": draw_pairs(3, seed=1)}, kind="preferences")
+    printed = read_error(capsys, f"--checkpoint={run.directory}", f"--data={pairs}")
+    assert "pairs holds preference pairs, of which one answer is rejected" in printed
 
 
 def test_shards_are_scored_by_a_tokenizer_with_more_special_tokens(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ TYPED = {
     "prepare --source=a --tokenizer=gpt2 --output=b --force": "Write --overwrite.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --max_length=512": "Write --max-document-tokens=512.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat, or a ",
-    "prepare_chat --source=a --output=b": "Write --tokenizer=….",
+    "prepare_chat --source=a --output=b": "Write --tokenizer=…. It is gpt2, a directory with tokenizer.json or",
     "prepare_preferences --data=a --tokenizer=gpt2 --output=b": "Write --source=a.",
     "prepare_preferences --source=a --tokenizer=gpt2 --output=b --split=0.1": "Write hash:0.1",
     "train_tokenizer --source=a --vocab_size=big --output=b": "wanted a whole number",

@@ -30,6 +30,8 @@ SHORTEST_MISTAKE = 4
 """Letters of a word for which a flag with almost the same letters may be meant."""
 ALSO = {"optimizer.learning-rate": "optimizer.adam-learning-rate"}
 """A flag, and the one of the other parameters under Muon."""
+MISSING = {"tokenizer": "It is gpt2, a directory with tokenizer.json or, in prepare_chat, bpe:1024: learned there."}
+"""What to say of a flag that is required and not given."""
 
 
 def explain_words(words: Sequence[str], flags: Flags) -> str | None:
@@ -68,7 +70,8 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
         return None
     names = " and ".join(f"--{name}" for name in missing)
     forms = " ".join(f"--{name}=…" for name in missing)
-    return f"{names} {'is' if len(missing) == 1 else 'are'} not given. Write {forms}."
+    kinds = "".join(f" {MISSING[name]}" for name in missing if name in MISSING)
+    return f"{names} {'is' if len(missing) == 1 else 'are'} not given. Write {forms}.{kinds}"
 
 
 def _explain_joined(word: str, flags: Flags) -> str | None:

@@ -73,6 +73,12 @@ def open_preferences(directory: AnyPath, split: str) -> PreferencePairs:
     return PreferencePairs(open_split(directory, split))
 
 
+def holds_pairs(directory: AnyPath) -> bool:
+    """Whether the manifest of a directory says that its documents are pairs."""
+    manifest = read_manifest(directory)
+    return manifest is not None and manifest.request.get("kind") == KIND
+
+
 def check_kind(directory: AnyPath, *, pairs: bool) -> None:
     """Raise unless the shards of a directory are pairs, or are not, as wanted."""
     manifest = read_manifest(directory)

@@ -12,6 +12,7 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.data.config import TokenShards
+from gptjax.data.preferences import holds_pairs
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation
 from gptjax.evaluation.figures import compute_figures
@@ -212,6 +213,12 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     data = run.data if options.data is None else TokenShards(path=options.data)
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
+    path = getattr(data, "path", None)
+    if isinstance(path, str) and holds_pairs(expand_path(path)):
+        raise UserError(
+            f"{path} holds preference pairs, of which one answer is rejected: the loss on them says little. Give "
+            "--data=DIR of texts or chats, --text=FILE or --tasks."
+        )
     tokenizer, own = data.load_tokenizer(), run.tokenizer
     if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
         raise UserError(

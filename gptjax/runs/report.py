@@ -178,7 +178,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
         is_chat = get_row_kind(config.objective) != "text"
         name, prompt = ("chat", "") if is_chat else ("sample", _choose_prompt(config))
         lines.append(f"  {name:<10}python -m gptjax.{name} --checkpoint={run}{prompt}{for_model}")
-    if _has_validation(config):
+    if _has_validation(config) and get_row_kind(config.objective) != "pairs":
         lines.append(f"  evaluate  python -m gptjax.evaluate --checkpoint={run}{for_model or for_data}")
     if _is_exportable(config):
         lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{for_model}")

@@ -16,7 +16,7 @@ from tiny import text_of
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.model import products, xla_attention
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.model.gpt import GPT, DocumentIds
+from gptjax.model.gpt import GPT, DocumentIds, with_static
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.objectives.objective import MicroBatch, NextToken
 from gptjax.sharding.mesh import MeshConfig
@@ -82,6 +82,16 @@ def make_model(config: GPTConfig, mesh: MeshConfig | None = None) -> GPT:
     return jax.tree.unflatten(structure, noise)
 
 
+@cache
+def draw_model(name: str) -> GPT:
+    return jax.jit(lambda: make_model(with_dtype(CONFIGS[name], "float32")))()
+
+
+def cast_model(name: str, dtype: str) -> GPT:
+    """The same weights, which are float32 in storage, for products of another type."""
+    return with_static(draw_model(name), config=with_dtype(CONFIGS[name], dtype))
+
+
 def compute_gradients(model: GPT, batch: MicroBatch) -> GPT:
     """Gradients of the mean loss, of which float16 needs a multiple on the way."""
     scale = INITIAL_SCALE if model.config.compute.dtype == "float16" else 1.0
@@ -116,8 +126,7 @@ def test_no_sum_of_the_step_is_in_16_bits(name: str, dtype: str, platform: str) 
 
 @cache
 def compute_float32_gradients(name: str) -> dict[str, Any]:
-    model = make_model(with_dtype(CONFIGS[name], "float32"))
-    return flatten_by_name(jax.jit(compute_gradients)(model, make_batch()))
+    return flatten_by_name(jax.jit(compute_gradients)(draw_model(name), make_batch()))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +139,7 @@ def compute_float32_gradients(name: str) -> dict[str, Any]:
 )
 def test_gradients_of_16_bits_equal_those_of_float32(name: str, dtype: str, bound: float, platform: str) -> None:
     wanted = compute_float32_gradients(name)
-    found = flatten_by_name(jax.jit(compute_gradients)(make_model(with_dtype(CONFIGS[name], dtype)), make_batch()))
+    found = flatten_by_name(jax.jit(compute_gradients)(cast_model(name, dtype), make_batch()))
     errors = {path: relative_error(found[path], wanted[path]) for path in wanted}
     if platform != "cpu":
         # A sum over all tokens of products of 16-bit numbers, which nearly cancel: the numbers' rounding remains.
@@ -158,8 +167,9 @@ def relative_error(found: Any, wanted: Any) -> float:
 
 def test_gradient_of_an_embedding_counts_every_occurrence() -> None:
     config = with_dtype(replace(BASE, num_layers=1), "bfloat16")
-    model, tokens = make_model(config), jnp.zeros((ROWS, LENGTH), jnp.int32)
-    gradients = jax.grad(lambda model: model.embed(tokens, jnp.arange(LENGTH)).astype(jnp.float32).sum())(model)
+    model, tokens = jax.jit(lambda: make_model(config))(), jnp.zeros((ROWS, LENGTH), jnp.int32)
+    embed = lambda model: model.embed(tokens, jnp.arange(LENGTH)).astype(jnp.float32).sum()
+    gradients = jax.jit(jax.grad(embed))(model)
     assert gradients.token_embedding[...][0].tolist() == [ROWS * LENGTH] * config.embed_dim
 
 
