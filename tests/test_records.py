@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.readers.records import NamedRecord, find_record_files, iter_blocks
 from gptjax.core.errors import UserError
