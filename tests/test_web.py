@@ -136,5 +136,10 @@ def test_oldest_conversation_is_forgotten_and_its_page_is_told(server: ChatServe
 
 
 def test_port_in_use_is_named(server: ChatServer) -> None:
-    with pytest.raises(UserError, match=rf"--port={server.port} cannot be served: Address already in use"):
-        serve(lambda: Conversation(Echo()), host="127.0.0.1", port=server.port)
+    begin = lambda: Conversation(Echo())
+    with pytest.raises(
+        UserError, match=rf"{server.port} cannot be served: Address already in use\. Try another --port"
+    ):
+        serve(begin, host="127.0.0.1", port=server.port)
+    with pytest.raises(UserError, match=r"--host=192\.0\.2\.1 --port=\d+ cannot be served: .*\. Try another --host\."):
+        serve(begin, host="192.0.2.1", port=server.port)

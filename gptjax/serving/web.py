@@ -7,6 +7,7 @@ its messages. An answer comes as lines of JSON while it is written: `text`, then
 A page of another origin can neither read nor ask: the host and the origin of each request are checked.
 """
 
+import errno
 import json
 import re
 import threading
@@ -209,8 +210,9 @@ def serve(begin: Callable[[], Conversation], *, host: str, port: int) -> None:
     try:
         server = ChatServer(begin, host=host, port=port)
     except OSError as error:
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise UserError(
-            f"--host={host} --port={port} cannot be served: {error.strerror}. Try another --port."
+            f"--host={host} --port={port} cannot be served: {error.strerror}. Try another {other}."
         ) from None
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
     print(f"http://{shown}:{server.port}/  (Ctrl-C ends)", flush=True)
