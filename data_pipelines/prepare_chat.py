@@ -12,6 +12,10 @@ A record is one of these, in JSON lines, a JSON array (.json), Parquet or a tabl
     {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}         ShareGPT
     {"instruction": "Add.", "input": "2+2", "output": "4"}                                         Alpaca
     {"prompt": "2+2?", "completion": "4"}                                                          pairs
+    {"contents": [{"role": "user", "parts": [{"text": "2+2?"}]}, {"role": "model", …}]}            Gemini
+    {"chat_messages": [{"sender": "human", "text": "2+2?"}, {"sender": "assistant", …}]}           Claude's export
+    {"mapping": {…}, "current_node": "…"}                                                          ChatGPT's export
+    {"text": "### Human: 2+2?### Assistant: 4"}                                                    marks in a text
 
 There is at most one system message, the first; the user follows. Two messages of one role in a row stay two turns.
 Each conversation becomes a document in the chat template, which is saved beside the tokenizer. Scored are the

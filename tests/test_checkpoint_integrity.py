@@ -226,6 +226,14 @@ def test_older_step_that_cannot_be_deleted_does_not_fail_the_save(
     assert "checkpoints older than 2 cannot be deleted" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["lr[1]", "a*b", "a?", "a\\b"])
+def test_path_that_orbax_reads_as_a_pattern_is_refused(name: str, tmp_path: Path):
+    """It would find nothing, and end a save without its arrays."""
+    with pytest.raises(UserError, match=r"has the characters . in it, and no checkpoint can be saved there"):
+        CheckpointManager(tmp_path / name / "checkpoints", CheckpointConfig())
+    assert not list(tmp_path.iterdir())
+
+
 def test_save_into_a_run_that_was_moved_makes_no_second_one(tmp_path: Path):
     """Orbax would make the directories again, without the config, and without the checkpoints so far."""
     run, moved = tmp_path / "run", tmp_path / "moved"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.readers.records import NamedRecord, find_record_files, iter_blocks
 from gptjax.core.errors import UserError
@@ -62,3 +63,15 @@ def test_settings_beside_records_are_not_read_and_told(tmp_path, capsys):
     assert [path.name for path in find_record_files(str(tmp_path))] == ["a.jsonl"]
     assert "1 file beside the data" in (told := capsys.readouterr().err)
     assert told.endswith("the first: settings.json\n")
+
+
+def test_array_records_are_records(tmp_path):
+    path = tmp_path / "a.array_record-00000-of-00001"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in (b'{"text": "a"}', b"no JSON", b'{"text": "b"}'):
+        writer.write(record)
+    writer.close()
+    assert find_record_files(str(tmp_path)) == (path,)
+    one, (_, wrong), other = read(path)
+    assert (one, other) == ((f"{path}: record 1", {"text": "a"}), (f"{path}: record 3", {"text": "b"}))
+    assert isinstance(wrong, UserError)

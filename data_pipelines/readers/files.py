@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, ReadContext
-from data_pipelines.readers.formats import arrow_files, json_lines
-from data_pipelines.readers.formats.array_records import read_array_records
+from data_pipelines.readers.formats import array_records, arrow_files, json_lines
 from data_pipelines.readers.formats.parquet import read_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, read_text
@@ -35,18 +34,16 @@ READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (TABLE_SUFFIXES, read_table),
     ((".parquet",), read_parquet),
     (arrow_files.SUFFIXES, arrow_files.read_arrow),
-    ((".array_record", ".arrayrecord"), read_array_records),
+    (array_records.SUFFIXES, array_records.read_array_records),
 )
 READERS_VERSION = 3
 """Increase it when tables, Parquet or Arrow are read differently: data that were prepared from them are made again."""
-# ArrayRecord's own tools number the files of a set behind the suffix.
-_NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
 _KNOWN = ".txt, .md, .rst, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
 
 
 def find_reader(name: str) -> DocumentReader | None:
     """The reader of a file of that name; None for an unknown format."""
-    plain = _NUMBERED.sub(r"\1", name.lower())
+    plain = array_records.drop_number(name)
     return next((reader for suffixes, reader in READERS if plain.endswith(suffixes)), None)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.formats import arrow_files
+from data_pipelines.readers.formats import array_records, arrow_files
 from data_pipelines.readers.formats.arrow_values import iter_records
 from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, check_lines, explain_line
 from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
@@ -27,7 +27,7 @@ ITEMS = 1000
 """Items of an array in a block at most, and rows of Parquet at least."""
 RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
-_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow"
+_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
 
 NamedRecord = tuple[str, Any]
 """A place and a JSON value, or the `UserError` that says what is wrong there."""
@@ -42,8 +42,15 @@ class RecordBlock(NamedTuple):
 
 def find_record_files(spec: str) -> tuple[Path, ...]:
     """A file, the files of known formats in a directory, or the files of a pattern."""
-    endings = (*SUFFIXES, *JSON_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX, *arrow_files.SUFFIXES)
-    is_known, _, beside = keep_data(spec, lambda name: name.lower().endswith(endings))
+    endings = (
+        *SUFFIXES,
+        *JSON_SUFFIXES,
+        *TABLE_SUFFIXES,
+        PARQUET_SUFFIX,
+        *arrow_files.SUFFIXES,
+        *array_records.SUFFIXES,
+    )
+    is_known, _, beside = keep_data(spec, lambda name: array_records.drop_number(name).endswith(endings))
     if beside:
         tell_once(f"note: source {spec}: {count_of(len(beside), BESIDE)}; the first: {quote(beside[0])}")
     hub = " Download the files first (hf download --repo-type=dataset OWNER/NAME) and name them."
@@ -58,6 +65,8 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
         return _iter_row_groups(path, fields)
     if name.endswith(arrow_files.SUFFIXES):
         return _iter_given(arrow_files.iter_arrow_rows(path, fields), block_bytes)
+    if array_records.drop_number(name).endswith(array_records.SUFFIXES):
+        return _iter_array_records(path, block_bytes)
     if name.endswith(TABLE_SUFFIXES):
         return _iter_given(_check_cells(iter_rows(path)), block_bytes)
     if name.endswith(JSON_SUFFIXES) and is_json_array(path):
@@ -76,14 +85,19 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
             raise UserError(f"{path}: is plain text, {wanted}. Text is for python -m data_pipelines.prepare.")
         number = 1
         while lines := file.readlines(block_bytes):
-            yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, path, number, lines))
+            yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, f"{path}:", number, lines))
             number += len(lines)
 
 
-def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[NamedRecord]:
+def _iter_array_records(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
+    for number, contents in array_records.iter_contents(path, block_bytes=block_bytes):
+        yield RecordBlock(sum(map(len, contents)), partial(_parse_lines, f"{path}: record ", number, contents))
+
+
+def _parse_lines(place: str, first: int, lines: list[bytes]) -> Iterator[NamedRecord]:
     for number, line in enumerate(lines, start=first):
         if line.strip():
-            where = f"{path}:{number}"
+            where = f"{place}{number}"
             try:
                 yield where, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:

@@ -24,6 +24,7 @@ from gptjax.checkpoints.checkpoint_format import (
     MODEL,
     OPTIMIZER,
     NamedArrays,
+    check_path,
     find_best_step,
     flatten_by_name,
     has_item,
@@ -90,6 +91,7 @@ class CheckpointManager:
 
         `record` is the run's metrics.jsonl, which reaches the disk before a checkpoint counts.
         """
+        check_path(directory)
         self._directory = Path(directory).absolute()
         self._record = record
         if jax.process_index() == 0:
@@ -268,6 +270,7 @@ def restore_model(directory: Path, abstract_model: "gpt.GPT", *, step: int, item
 
 def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[str, Any]) -> None:
     """Write a checkpoint with weights only. Returns when it is on disk."""
+    check_path(directory)
     args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
     path = Path(directory).absolute() / str(step)
     with report_write_errors(directory), closing(JointCheckpointer()) as checkpointer:

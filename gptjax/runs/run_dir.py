@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptjax.checkpoints.checkpoint import restore_model, save_model
-from gptjax.checkpoints.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
+from gptjax.checkpoints.checkpoint_format import EMA_ITEM, MODEL, check_path, find_step, has_item, read_metadata
 from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.config_files import import_modules
 from gptjax.config import TrainConfig
@@ -295,6 +295,7 @@ def write_imported_run(
 
     `others` are further files, by name. Raises a UserError if the directory exists and is not empty.
     """
+    check_path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
     config = TrainConfig(name=directory.name, output_dir=str(directory.absolute().parent), model=model.config)

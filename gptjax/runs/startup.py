@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from gptjax.checkpoints.checkpoint import CheckpointManager
+from gptjax.checkpoints.checkpoint_format import check_path
 from gptjax.config import TrainConfig
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, count_of
@@ -72,6 +73,7 @@ def prepare_config(
     is a `UserError`.
     """
     check_effects(config, explicit_fields)
+    check_path(config.directory)
     source: Checkpoint | None = None
     exists = has_trained(config.directory)
     # Before the data: a preparation may take hours.

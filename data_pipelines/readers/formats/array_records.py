@@ -17,9 +17,24 @@ from data_pipelines.readers.formats.json_lines import parse_text
 from data_pipelines.readers.optional_packages import needs_extra
 from gptjax.core.errors import UserError
 
+SUFFIXES = (".array_record", ".arrayrecord")
+_NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
 MAX_RECORDS = 256
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Control characters that text does not have, but every protocol buffer of TFDS."""
+
+
+def drop_number(name: str) -> str:
+    """A file's name in lower case; ArrayRecord's own tools number the files of a set behind the suffix."""
+    return _NUMBERED.sub(r"\1", name.lower())
+
+
+def iter_contents(path: Path, *, block_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield (number of the first, records) of each block; records count from 1."""
+    context = ReadContext(block_bytes=block_bytes)
+    with _open_reader(path) as reader:
+        for begin, end in split_records(reader.num_records(), path.stat().st_size, context):
+            yield begin + 1, reader.read(begin, end)
 
 
 def read_array_records(path: Path, context: ReadContext) -> Iterator[Chunk]:
