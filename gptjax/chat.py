@@ -129,7 +129,9 @@ class TerminalChat:
             case "help":
                 print(HELP, file=sys.stderr)
             case _:
-                raise UserError(f"there is no command /{name}. /help lists the commands.")
+                raise UserError(
+                    f"there is no command /{name}. /help lists the commands. A blank before it makes it a message."
+                )
         return True
 
     def save(self, name: str) -> Path:

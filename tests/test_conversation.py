@@ -1,6 +1,7 @@
 """What the model reads of a conversation, and what is kept of it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,3 +105,7 @@ def test_model_of_transformers_is_asked_in_chatml_where_its_jinja_says_so():
         with pytest.raises(UserError, match=r"Jinja, which is not executed.*chat_template\.json"):
             talk(Echo(tokenizer=with_jinja(tokenizer, template), jinja_template=template))
     assert with_jinja(TOKENIZER, "[INST]") is TOKENIZER
+    for end, begin in [("<|im_end|>", None), (END_OF_TEXT, "<|im_start|>")]:  # that begins a turn, not a document
+        other = with_jinja(plain.with_end_of_text(end), jinja)
+        other.begin_of_text_name = begin
+        assert with_jinja(other.with_chat_template(None), jinja).chat_template == replace(CHATML, begins=False)

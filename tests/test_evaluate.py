@@ -283,6 +283,12 @@ def test_documents_are_paired_by_their_texts_and_what_has_no_pair_is_told() -> N
     longer = replace(make_sums("abac"), bytes=np.full(4, 2.0))
     [note] = compare(Evaluation("b", {}, sums=longer), base).notes
     assert note.startswith("differences on the text are of 8 scored bytes, and 4 of the baseline")
+    endless = replace(make_sums("ab"), nats=np.array([1e5, 2e5]))  # their perplexities are infinite
+    assert math.isnan(
+        compare(Evaluation("b", {}, sums=endless), Evaluation("a", {}, sums=endless))
+        .differences["word_perplexity"]
+        .value
+    )
     windows = [Evaluation(name, {}, sums=make_sums("ab"), window=window) for name, window in (("a", 1024), ("b", 64))]
     told = "its windows are of 1,024 tokens, and 64 of the baseline; --window=64 makes them equal"
     assert compare(*windows).notes == (told,)

@@ -11,7 +11,7 @@ from hub_server import Hub, serving
 from gptjax.convert import main
 from gptjax.core.errors import UserError
 from gptjax.huggingface.architectures.selection import ARCHITECTURES, choose_architecture
-from gptjax.huggingface.model_card import CardFacts, make_model_card, read_evaluations
+from gptjax.huggingface.model_card import CardFacts, list_doubts, make_model_card, read_evaluations
 from gptjax.model.config import GPTConfig
 from gptjax.runs.run_dir import write_imported_run
 
@@ -139,3 +139,12 @@ def test_evaluation_of_something_else_is_refused(tmp_path: Path, content: dict, 
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         read_evaluations([str(tmp_path / "result.json")], checkpoint="c")
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "is_told"), [("a", 4, False), ("./a", 4, False), ("b", 4, True), ("a", 2, True)]
+)
+def test_results_of_another_checkpoint_or_step_are_told(name: str, step: int, is_told: bool) -> None:
+    found = list(list_doubts([{"checkpoint": name, "step": step}], checkpoint="a", step=4))
+    told = f"The card has results of {name} at step {step}, and the export is of a at step 4."
+    assert found == ([told] if is_told else [])

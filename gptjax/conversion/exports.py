@@ -96,6 +96,7 @@ def export_model(options: ToHf) -> None:
     architecture = choose_architecture(run.model_config, options.architecture)
     evaluations = model_card.read_evaluations(options.evaluation, checkpoint=options.checkpoint)
     losses = architecture.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
+    doubts = model_card.list_doubts(evaluations, checkpoint=options.checkpoint, step=run.find_step(options.step))
     if options.push_to is not None:
         hub_upload.check_upload(options.push_to)
     output = expand_path(options.output)
@@ -118,7 +119,7 @@ def export_model(options: ToHf) -> None:
     print(
         _describe_export(options, run, architecture=architecture, dtype=dtype),
         result,
-        *(f"note: {loss}" for loss in losses),
+        *(f"note: {line}" for line in (*losses, *doubts)),
         sep="\n",
     )
     if run.tokenizer and run.tokenizer.end_of_text is None:

@@ -72,7 +72,8 @@ def compare_figures(
     """
     own = compute_quotients(sums, draws=draws, seed=seed)
     others = compute_quotients(baseline, draws=draws, seed=seed)
-    differences = {name: own[name] - others[name] for name in own if name in others}
+    with np.errstate(invalid="ignore"):  # perplexities of a draw may both be infinite
+        differences = {name: own[name] - others[name] for name in own if name in others}
     return {name: Figure(float(values[0]), *find_interval(values[1:])) for name, values in differences.items()}
 
 
@@ -140,8 +141,9 @@ def item_figure(scores: ItemScores, baseline: ItemScores | None = None) -> Figur
     """A task's metric, or its paired difference from a baseline's, with its interval over items."""
     value, values = scores.value, scores.compute(draw_totals(scores.pairs, draws=DRAWS, seed=0))
     if baseline is not None:
-        value = value - baseline.value
-        values = values - baseline.compute(draw_totals(baseline.pairs, draws=DRAWS, seed=0))
+        others = baseline.compute(draw_totals(baseline.pairs, draws=DRAWS, seed=0))
+        with np.errstate(invalid="ignore"):
+            value, values = value - baseline.value, values - others
     return Figure(value, *find_interval(values))
 
 

@@ -81,6 +81,14 @@ def read_evaluations(paths: Iterable[str], *, checkpoint: str) -> tuple[Facts, .
     return tuple(out)
 
 
+def list_doubts(evaluations: Iterable[Facts], *, checkpoint: str, step: int) -> Iterator[str]:
+    """Results that are of another checkpoint or step, by what they say; one sentence each."""
+    for result in evaluations:
+        if not _is_same(name := result.get("checkpoint"), checkpoint) or result.get("step") not in (None, step):
+            found = f"{quote(str(name))} at step {quote(str(result.get('step')))}"
+            yield f"The card has results of {found}, and the export is of {checkpoint} at step {step}."
+
+
 def _is_same(name: Any, checkpoint: str) -> bool:
     return isinstance(name, str) and (
         name == checkpoint or expand_path(name).absolute() == expand_path(checkpoint).absolute()

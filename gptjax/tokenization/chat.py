@@ -110,7 +110,7 @@ def with_jinja(tokenizer: Tokenizer, jinja: str | None) -> Tokenizer:
     if jinja is None or tokenizer.chat_template is not None or not all(token in jinja for token in CHAT_TOKENS):
         return tokenizer
     found, begin = with_chatml(tokenizer), tokenizer.begin_of_text_name or tokenizer.end_of_text_name
-    begins = "bos_token" in jinja or (begin is not None and begin in jinja)
+    begins = "bos_token" in jinja or (begin is not None and begin not in CHAT_TOKENS and begin in jinja)
     return found if found.chat_template is None else found.with_chat_template(replace(CHATML, begins=begins))
 
 
