@@ -37,7 +37,7 @@ SIDE_NAMES = {
 """Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
-LABELLED: tuple[tuple[str, str, str, dict[int | str, int]], ...] = (
+LABELLED: tuple[tuple[str, str, str, dict[int | float | str, int]], ...] = (
     ("response_0", "response_1", "better_response_id", {0: 0, 1: 1}),  # PKU-SafeRLHF
     ("human_ref_a", "human_ref_b", "labels", {1: 0, 0: 1}),  # SHP
     ("conversation_a", "conversation_b", "winner", {"model_a": 0, "model_b": 1}),  # LMSYS's arena
