@@ -130,7 +130,7 @@ def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokeniz
         template = tokenizer.chat_template
         knows = template == source.tokenizer.chat_template and has_learned_chats(source)
         if template is not None and not knows and get_row_kind(config.objective) != "text":
-            rows |= {known[name] for name in template.special_tokens}
+            rows |= {known[name] for name in template.special_tokens if name in known}
     ids = [row for row in rows if isinstance(row, int) and 0 <= row < config.model.resolved_vocab_size]
     if unknown := rows - {*ids}:
         names = ", ".join(map(quote, known)) or "there are none"
