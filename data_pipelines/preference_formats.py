@@ -37,7 +37,15 @@ SIDE_NAMES = {
 """Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
-FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN)
+LABELLED: tuple[tuple[str, str, str, dict[int | float | str, int]], ...] = (
+    ("response_0", "response_1", "better_response_id", {0: 0, 1: 1}),  # PKU-SafeRLHF
+    ("human_ref_a", "human_ref_b", "labels", {1: 0, 0: 1}),  # SHP
+    ("conversation_a", "conversation_b", "winner", {"model_a": 0, "model_b": 1}),  # LMSYS's arena
+    ("output_1", "output_2", "preference", {1: 0, 2: 1}),  # AlpacaFarm
+)
+"""Fields of two answers and of a label in public sets, and which answer is the better one for each label."""
+_LABELS = ("history", *(name for names in LABELLED for name in names[:3]))
+FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN, *_LABELS)
 _KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
@@ -98,6 +106,8 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
         messages = given.get("messages") if isinstance(given, dict) else given
         return messages, record["preferred_output"], record.get("non_preferred_output")
     prompt = _find_prompt(record, where=where)
+    if (labelled := _find_labelled(record)) is not None:
+        return record.get("history") if prompt is None else prompt, *labelled
     completions = record.get("completions")
     chosen, rejected = (next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values())
     if chosen is not None or not isinstance(completions, list):
@@ -114,6 +124,19 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
         raise UselessRecord("pairs skipped: all completions have one score")
     chosen, rejected = ([{"role": "assistant", "content": completion.get("response")}] for completion in (best, worst))
     return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], chosen, rejected
+
+
+def _find_labelled(record: dict[str, Any]) -> tuple[Any, Any] | None:
+    """(chosen, rejected) of two answers and a label; None for other records."""
+    for first, second, label, better in LABELLED:
+        if {first, second, label} <= record.keys():
+            value, answers = record[label], (record[first], record[second])
+            value = int(value) if isinstance(value, str) and value.isdecimal() else value  # of a table
+            number = better.get(value) if isinstance(value, int | float | str) else None
+            if number is None:
+                raise UselessRecord("pairs skipped: their label says that neither answer is better")
+            return answers[number], answers[1 - number]
+    return None
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:

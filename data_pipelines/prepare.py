@@ -19,7 +19,6 @@ request again finds it and stops. After a kill the same command continues, to th
 """
 
 import contextlib
-import copy
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -27,7 +26,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
-from data_pipelines.encode.encoder import DEFAULT_LIMITS, Encoder, Limits, encode_batches, iter_batches
+from data_pipelines.encode.encoder import (
+    DEFAULT_LIMITS,
+    Encoder,
+    Limits,
+    encode_batches,
+    iter_batches,
+    load_text_tokenizer,
+)
 from data_pipelines.encode.splits import Corpus
 from data_pipelines.encode.worker_pool import refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
@@ -136,8 +142,7 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
     if is_learned:
         return ResolvedRequest(request, corpus, None)
-    tokenizer = copy.copy(load_tokenizer(spec, end_of_text=request.end_of_text))
-    tokenizer.begin_of_text_name = None  # documents begin with the end of the one before
+    tokenizer = load_text_tokenizer(spec, end_of_text=request.end_of_text)
     return ResolvedRequest(request, corpus, tokenizer)
 
 

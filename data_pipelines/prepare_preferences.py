@@ -10,6 +10,7 @@ A record is one of these, in JSON lines, a JSON array (.json) or Parquet; LIST i
     {"prompt": "2+2?", "chosen": LIST, "rejected": LIST}         UltraFeedback, binarized
     {"chosen": "\\n\\nHuman: 2+2?\\n\\nAssistant: 4", "rejected": …}  HH-RLHF
     {"prompt": "2+2=", "chosen": "4", "rejected": "5"}           plain text
+    {"prompt": …, "response_0": …, "response_1": …, "better_response_id": 0}  SafeRLHF; so SHP, LMSYS, AlpacaFarm
 
 Messages become conversations in the tokenizer's chat template; scored are the assistant's messages in the completion.
 Plain text becomes `<|endoftext|>`, prompt and completion, `<|endoftext|>`; scored are the completion and the end, and a

@@ -59,7 +59,9 @@ examples:
 PROGRAMS = ("nanogpt", "llmc", "nanochat", "modded", "speedrun")
 """Training programs whose checkpoints can be read."""
 WORDS = {
-    **dict.fromkeys(("export", "huggingface", "tohuggingface", "transformers", "totransformers"), "to-hf"),
+    **dict.fromkeys(
+        ("export", "huggingface", "tohuggingface", "transformers", "totransformers", "tosafetensors"), "to-hf"
+    ),
     **dict.fromkeys(("import", "fromhuggingface", "fromtransformers", "hf", "fromgpt"), "from-hf"),
     **dict.fromkeys(("gguf", "llamacpp", "tollamacpp"), "to-gguf"),
     **dict.fromkeys(("peft", "lora", "tolora", "adapters", "toadapters"), "to-peft"),

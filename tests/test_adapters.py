@@ -169,8 +169,18 @@ def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> No
     write_run_files(tmp_path / "chat", learned, roles.with_chat_template(CHATML))
     shards = write_shards(tmp_path / "shards", {"train": [np.arange(40)]}, own=roles.with_chat_template(CHATML))
 
-    def prepare(base: str, *tokens: int | str, rank: int = 2, objective: Objective | None = None, **fields: Any) -> Any:
-        config = tiny_config(shards, model={"intra_document_mask": True})
+    named = replace(CHATML, system=replace(CHATML.user, header="<|v1|>"))  # which was text when this was prepared
+    older = write_shards(tmp_path / "older", {"train": [np.arange(40)]}, own=roles.with_chat_template(named))
+
+    def prepare(
+        base: str,
+        *tokens: int | str,
+        data: Path = shards,
+        rank: int = 2,
+        objective: Objective | None = None,
+        **fields: Any,
+    ) -> Any:
+        config = tiny_config(data, model={"intra_document_mask": True})
         lora = LoRA(rank=rank, new_tokens=tokens, **fields)
         config = replace(config, init_from=str(tmp_path / base), objective=objective or SFT(), lora=lora)
         return prepare_config(config)[0].lora.new_tokens
@@ -179,6 +189,7 @@ def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> No
     assert prepare("chat") == prepare("base", objective=NextToken()) == prepare("base", rank=0) == ()
     assert prepare("chat", "<|tool|>", 5) == (5, roles.specials["<|tool|>"])
     assert prepare("base", 5) == (5, start, end)
+    assert prepare("base", data=older) == (start, end)
     assert prepare("base", targets=()) == (start, end)
     with pytest.raises(UserError, match=r"are empty: nothing would be trained"):
         prepare("chat", targets=())

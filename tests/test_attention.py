@@ -110,7 +110,7 @@ def test_dropout_of_probabilities_keeps_their_mean(form: str) -> None:
     """Values are ones, so an output is the sum of the kept probabilities."""
     inputs = AttentionInputs(draw(1, 64, 2, 8), draw(1, 64, 2, 8, seed=1), jnp.ones((1, 64, 2, 8)))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(1))
-    blocks = ARCHITECTURES[form] | ({} if form == "whole rows" else {"query_block": 16})
+    blocks: dict[str, Any] = ARCHITECTURES[form] | ({} if form == "whole rows" else {"query_block": 16})
     options = AttentionOptions(0.35, dropout=0.4, **blocks)
     dropped = compute(inputs, options, dropout_keys=keys)
     np.testing.assert_array_equal(dropped, compute(inputs, options, dropout_keys=keys))

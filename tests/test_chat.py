@@ -162,6 +162,14 @@ def test_special_tokens_in_a_header_act_and_those_in_a_content_do_not():
     assert prompt.tolist() == [*turn, start, *tok.encode("assistant"), header, *tok.encode("\n\n")]
 
 
+def test_names_in_a_header_that_the_tokenizer_lacks_are_text():
+    """So are the data of a template that was used before such names became special tokens."""
+    tok = train_bpe(["two and two\n\n"] * 9, vocab_size=265, special_tokens=LLAMA3.role_tokens)
+    tokens, _ = ChatEncoder(tok, LLAMA3).encode_conversation([Message("user", "a")])
+    end = [tok.specials["<|eot|>"], *tok.encode("<|header|> \n")]
+    assert tokens.tolist() == [tok.specials["<|start|>"], *tok.encode("user<|header|>\n\na"), *end]
+
+
 def test_template_is_saved_with_the_tokenizer(tmp_path: Path, tok: BPE):
     template = ChatTemplate(system_prompt="Be brief.\n☕")
     with_chat = tok.with_chat_template(template)

@@ -226,6 +226,15 @@ def test_older_step_that_cannot_be_deleted_does_not_fail_the_save(
     assert "checkpoints older than 2 cannot be deleted" in capsys.readouterr().out
 
 
+def test_files_of_other_people_are_left_alone(tmp_path: Path):
+    names = {"notes.begun", "30.x.y.z.begun", "30.deleted", "notes.unfinished"}
+    for name in names:
+        (tmp_path / name).touch()
+    with CheckpointManager(tmp_path, CheckpointConfig()) as manager:
+        assert manager.steps == []
+    assert list_names(tmp_path) == names
+
+
 @pytest.mark.parametrize("name", ["lr[1]", "a*b", "a?", "a\\b"])
 def test_path_that_orbax_reads_as_a_pattern_is_refused(name: str, tmp_path: Path):
     """It would find nothing, and end a save without its arrays."""

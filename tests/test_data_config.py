@@ -15,7 +15,7 @@ from gptjax.data.source import DataSource, ReadSpec
 from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
-from gptjax.tokenization.tokenizer import Chars
+from gptjax.tokenization.tokenizer import BPE, GPT2_PATTERN, Chars
 
 COUNT = 45
 SPEC = ReadSpec(8, 0, 200, None, False, ((0, BatchSize(4)),))
@@ -65,6 +65,18 @@ def test_token_shards_report_a_missing_manifest(shards: Path, tmp_path: Path) ->
     own = write_shards(tmp_path / "own", {"train": [np.arange(40)]}, own=tokenizer())
     lines = [TokenShards(path=str(path)).open(SPEC).describe() for path in (own, shards)]
     assert ["without a manifest.json" in line for (line,) in lines] == [False, True]
+
+
+def test_documents_of_shards_begin_with_their_end_of_text(tmp_path: Path) -> None:
+    """Also where the tokenizer comes from a model whose documents begin otherwise."""
+    table, specials = {bytes([b]): b for b in range(256)} | {b"th": 256}, {"<s>": 257, "</s>": 258}
+    own = BPE(table, specials, merges=[(b"t", b"h")], pattern=GPT2_PATTERN).with_end_of_text("</s>")
+    own.begin_of_text_name = "<s>"
+    write_shards(tmp_path / "shards", {"train": [np.arange(9)]}, own=own)
+    found = TokenShards(path=str(tmp_path / "shards")).load_tokenizer()
+    assert found is not None
+    assert found.begin_of_text == found.end_of_text == 258
+    assert found.fingerprint == own.fingerprint
 
 
 def test_load_tokenizer_without_shards_names_the_directory(tmp_path: Path) -> None:

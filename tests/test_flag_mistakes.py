@@ -31,6 +31,8 @@ TYPED = {
     "convert to-hf --checkpoint=runs/x --output=y --verfy=false": "Write --no-verify.",
     "convert to-hf --checkpoint=runs/x --output=y --architecture=lama": "Did you mean --architecture=llama?",
     "convert to-hf --checkpoint=runs/x --output=y --push_to_hub=a/b": "Write --push-to=a/b.",
+    "convert to-safetensors --checkpoint=a": "Write python -m gptjax.convert to-hf",
+    "prepare --source=a --tokenizer=bytes --output=b --seed=1": "--split=random:K/N/SEED has one.",
     "convert to-hf": "--checkpoint and --output are not given. Write --checkpoint=… --output=….",
     "convert to-hf runs/x y": "Write --checkpoint=runs/x.",
     "convert to-gguf --checkpoint=runs/x": "Write --output=….",

@@ -52,6 +52,7 @@ TYPED_TO_TRAIN = {
     "--wandb_log=True": "Write --log.wandb=online.",
     "--eval_interval=5": "--evaluators.1.every=5",
     "--device=cuda": "JAX_PLATFORMS=cpu",
+    "--time=2h": "--max-time takes a time with its unit",
     "--tokens=1e9": "divide tokens by --batch-size times --model.context-length.",
     "--dataset=openwebtext": "Write --data.source=openwebtext.",
     "--positions=rope": "Write --model.positions=rotary.",

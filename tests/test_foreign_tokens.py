@@ -301,7 +301,9 @@ def write_characters(directory, meta):
 
 
 def test_nanogpts_table_of_characters_is_the_tokenizer(tmp_path, capsys):
-    directory = write_characters(tmp_path / "d", {"vocab_size": 3, "stoi": {"\n": 0, "a": 1, "é": 2}, "itos": {}})
+    directory = write_characters(
+        tmp_path / "d", {"vocab_size": 3, "stoi": {"\n": 0, "a": 1, "é": 2}, "itos": [None, True]}
+    )
     main(IndexShards(directory))
     assert TokenShards(path=str(directory)).load_tokenizer().decode([2, 1, 0]) == "éa\n"
     assert "largest id" not in capsys.readouterr().out
@@ -317,7 +319,9 @@ class Attack:
     [
         ({"stoi": Attack()}, "it has the operation STACK_GLOBAL. Name the --tokenizer"),
         ({"stoi": {("a",): 0}}, "it has the operation TUPLE1"),
-        (b"\x80\x04}r\xff\xff\xff\x7f.", "it numbers more values than it has"),
+        (b"\x80\x04}r\x63\x00\x00\x00.", "it numbers more values than it has"),
+        (b"(dI1099511627776\nNs.", "it has a number of more than 31 bits"),
+        ({"stoi": {"a": 0}, "itos": [[] for _ in range(101)]}, "it has more than 100 lists and tables"),
         (b"no pickle", "cannot be read as a table of characters"),
         ({"stoi": {"a": 0, "b": 2}}, "does not number single characters"),
         ({"stoi": {"a": 0, "bc": 1}}, "does not number single characters"),

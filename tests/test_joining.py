@@ -1,6 +1,7 @@
 """What the error says, and the exit status, once the time to wait for other processes is over."""
 
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_connections_are_found_on_both_sides(family: socket.AddressFamily):
         (0, {}, "not all 4 processes came within 9 s. Start the command once each", 2),
         (0, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Start the command once each", 2),
         (0, {"10.0.0.1": 1, "10.0.0.7": 2}, "within 9 s. Those that came are on 10.0.0.1, 10.0.0.7. Look at the", 75),
-        (2, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Process 0 is there.", 75),
+        (2, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Process 0 was there, and answers no more.", 75),
         (2, {}, "process 0 did not answer at localhost:12 within 9 s.", 2),
     ],
 )
@@ -92,6 +93,28 @@ def test_coordinator_does_not_share_its_port():
     check_listening(f"127.0.0.1:{port}", seconds=0.0)
     with pytest.raises(UserError, match=r"at 192\.0\.2\.1:9: Cannot assign requested address"):
         check_listening("192.0.2.1:9")
+
+
+def test_process_0_that_was_there_and_is_gone_ends_the_wait(monkeypatch: pytest.MonkeyPatch):
+    ended = threading.Event()
+    messages: list[str] = []
+
+    def end(message: str, *, status: int) -> None:
+        messages.append(f"{status} {message}")
+        ended.set()
+
+    present = [{"10.0.0.1": 1}, {}, {"10.0.0.1": 1}]  # once lost, and connected again
+    monkeypatch.setattr(
+        joining, "find_peers", lambda port, *, is_server: joining.Counter(present.pop(0) if present else {})
+    )
+    monkeypatch.setattr(joining, "end_process", end)
+    monkeypatch.setattr(joining, "LOOK_SECONDS", 0.001)
+    with JoinWatch(address="localhost:12", index=2, count=4, seconds=9):
+        assert ended.wait(timeout=60)
+    assert present == []
+    assert messages[0] == (
+        "75 Process 0 was there, and answers no more. Look at its output, and give the same command again on all."
+    )
 
 
 def test_number_that_came_twice_is_a_mistake():

@@ -87,6 +87,22 @@ def test_writer_writes_a_deleted_file_again_and_follows_one_that_was_edited(
     assert [record["step"] for record in read_metrics(moved / path.name)] == [2, 4, 5]
 
 
+def test_writer_keeps_lines_for_later_while_its_file_cannot_be_opened_again(
+    path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path.write_text('{"step": 1}\n')
+    writer = MetricsFileWriter(path)
+    path.unlink()
+    path.mkdir()
+    for step in (2, 3):
+        writer.write({"step": step})
+    assert capsys.readouterr().out.count("cannot be written (Is a directory)") == 1
+    path.rmdir()
+    writer.write({"step": 4})
+    writer.close()
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+
+
 def test_number_that_an_edit_has_spoilt_counts_as_none():
     record = {"a": 1, "b": None, "c": "x", "d": [], "e": {}, "f": 10**400}
     assert {name: find_number(record, name) for name in (*record, "g")} == dict.fromkeys("abcdefg") | {"a": 1.0}

@@ -30,6 +30,8 @@ from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.manifest import MANIFEST_NAME, Counts, read_manifest
 from gptjax.data.splits import open_split
+from gptjax.evaluation.protocols import find_protocol
+from gptjax.evaluation.texts import find_beginning, open_stored_text
 from gptjax.tokenization.tokenizer import Chars, load_tokenizer
 
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
@@ -241,8 +243,11 @@ def test_documents_begin_with_the_end_of_text_whatever_the_tokenizer_names(tmp_p
     write_jsonl(tmp_path / "a.jsonl", make_texts())
     run(tmp_path / "a.jsonl", tmp_path / "out", tokenizer=str(tmp_path / "tok"))
     written = load_tokenizer(tmp_path / "out")
-    first = open_split(tmp_path / "out", "train").read(0, 1)[0]
+    stream = open_split(tmp_path / "out", "train")
+    first = stream.read(0, 1)[0]
     assert written.begin_of_text == written.end_of_text == first == written.specials["</s>"]
+    text = open_stored_text(stream, load_tokenizer(tmp_path / "tok"), find_protocol("harness"))
+    assert find_beginning(text) == first  # also for a model whose documents began otherwise
 
 
 def test_max_document_tokens_splits_documents(tmp_path, bpe):

@@ -14,6 +14,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
 from gptjax.tokenization.chat import CHAT_TOKENS
+from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEXT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " a <|endoftext|> é☕"}
@@ -227,6 +228,27 @@ def test_public_forms_become_the_same_pair(tmp_path, run, record):
     run(write(tmp_path / "b.jsonl", [record]), "b", strict=True)
     for ours, wanted in zip(*(open_preferences(tmp_path / name, "train")[0] for name in "ba"), strict=True):
         np.testing.assert_array_equal(ours, wanted)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "2+2?", "response_0": "5.", "response_1": "4.", "better_response_id": 1, "safer_response_id": 0},
+        {"history": "2+2?", "human_ref_A": "4.", "human_ref_B": "5.", "labels": 1},
+        {"history": "2+2?", "human_ref_A": "5.", "human_ref_B": "4.", "labels": 0},
+        {"instruction": "2+2?", "input": "", "output_1": "5.", "output_2": "4.", "preference": "2"},
+    ],
+)
+def test_a_label_says_which_answer_is_better(record):
+    assert parse_pair(record, where="x") == Pair("2+2?", "4.", "5.")
+
+
+def test_conversations_of_the_arena_have_a_winner():
+    record = {"conversation_a": messages(*BAD), "conversation_b": messages(*GOOD), "winner": "model_b"}
+    assert parse_pair(record, where="x") == parse_pair(SAME, where="x")
+    for label in ("tie", None, []):
+        with pytest.raises(UselessRecord, match="neither answer is better"):
+            parse_pair(record | {"winner": label}, where="x")
 
 
 def test_fields_of_a_pair_may_have_other_names():

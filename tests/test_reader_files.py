@@ -130,6 +130,32 @@ def test_json_lines_under_another_name_are_records(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": 1}\n' + "Prose.\n" * 3,
+        '{"text": "a"}\nProse.',
+        '{"text": "a"}\n' * 19 + "Prose.\n",
+        '{"level": "info"}\n' * 30,
+        '{"text": "' + "a" * 2**24 + '"}\n',
+        "\n",
+        "",
+    ],
+)
+def test_a_text_that_begins_with_objects_stays_a_text(content, tmp_path):
+    """All of the first lines are objects in JSON lines, and some of them have the field."""
+    (tmp_path / "a.log").write_text(content)
+    context = ReadContext()
+    assert (read(tmp_path / "a.log", context), context.notes[AS_TEXT]) == ([content], 1)
+
+
+def test_json_lines_of_an_unknown_name_may_have_records_without_text(tmp_path):
+    (tmp_path / "a.raw").write_text('{"body": null}\n\r\n{"body": "b"}\n' * 20 + '{"body": "c"}')
+    context = ReadContext("body")
+    assert read(tmp_path / "a.raw", context) == ["b"] * 20 + ["c"]
+    assert context.notes[AS_LINES] == 1
+
+
 def test_text_field_reaches_every_format(folder):
     (folder / "b" / "d.jsonl.gz").unlink()
     context = ReadContext("other")

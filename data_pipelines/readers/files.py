@@ -117,6 +117,6 @@ def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
                 f"{path}: holds NUL bytes, so it is not text; wanted text, or {_KNOWN}. "
                 "Token shards need no preparation: see python -m data_pipelines.index_shards --help."
             )
-    are_lines = json_lines.begins_with_object(path)
+    are_lines = json_lines.begins_with_records(path, field=context.text_field)
     context.notes[AS_LINES if are_lines else AS_TEXT] += 1
     yield from (json_lines.read_json_lines if are_lines else read_text)(path, context)

@@ -12,16 +12,20 @@ from gptjax.core.errors import UserError, quote
 from gptjax.tokenization.tokenizer import Chars
 
 META_FILE = "meta.pkl"
-LARGEST = 2**24
-"""Bytes; all characters of Unicode need fewer."""
+LARGEST = 2**23
+"""Bytes; a table of a hundred thousand characters takes two million."""
 OPERATIONS = frozenset(
     (
-        *("PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+        *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE"),
+        *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
         *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "INT", "BININT", "BININT1", "BININT2"),
         *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
     )
 )
-"""Of pickles without classes, functions and what is slow to hash."""
+"""Of pickles without classes, functions, and keys that many others of one hash can stand beside."""
+CONTAINERS = frozenset(("EMPTY_DICT", "DICT", "EMPTY_LIST", "LIST"))
+MOST_CONTAINERS = 100
+"""An empty one takes 64 times its byte of the file."""
 
 
 def read_characters(path: Path) -> Chars | None:
@@ -46,10 +50,15 @@ def read_characters(path: Path) -> Chars | None:
 def _load(path: Path) -> Any:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} bytes")
-    content = path.read_bytes()
+    content, containers = path.read_bytes(), 0
     for operation, argument, _ in pickletools.genops(content):
         if operation.name not in OPERATIONS:
             raise ValueError(f"it has the operation {operation.name}")
         if "PUT" in operation.name and (argument or 0) > len(content):  # places of a table that would be made
             raise ValueError("it numbers more values than it has")
+        if isinstance(argument, int) and abs(argument) >= 2**31:
+            raise ValueError("it has a number of more than 31 bits")
+        containers += operation.name in CONTAINERS
+        if containers > MOST_CONTAINERS:
+            raise ValueError(f"it has more than {MOST_CONTAINERS} lists and tables")
     return pickle.loads(content)

@@ -157,6 +157,7 @@ EXPLANATIONS = {
     **dict.fromkeys(("metrics", "metric", "perplexity", "ppl"), "All figures are measured; --json=FILE keeps them."),
     **dict.fromkeys(("streaming", "stream-data"), "Sources are always read as a stream."),
     **dict.fromkeys(("model-type", "algorithm", "model=unigram", "model=bpe"), "A byte-level BPE is learned."),
+    "seed": "A hash splits documents, without a seed; --split=random:K/N/SEED has one.",
     "dtype": "Ids have the width that a vocabulary needs; in files of others it is seen by their values.",
     "min-lr": "--optimizer.schedule.min-ratio is the last rate as a share of the largest, such as 0.1.",
     **dict.fromkeys(
@@ -202,7 +203,7 @@ EXPLANATIONS = {
         "Data is split when it is prepared: python -m data_pipelines.prepare --split=….",
     ),
     **dict.fromkeys(
-        ("time-limit", "max-duration", "max-hours", "max-minutes", "max-seconds"),
+        ("time", "time-limit", "walltime", "max-duration", "max-hours", "max-minutes", "max-seconds"),
         "--max-time takes a time with its unit, such as 90m or 11.5h.",
     ),
     **dict.fromkeys(

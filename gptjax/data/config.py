@@ -14,7 +14,7 @@ from gptjax.data.preferences import check_kind
 from gptjax.data.row_readers import MixtureReader, SequenceReader, check_stream
 from gptjax.data.sequences import Sequences, open_sequences
 from gptjax.data.shards import Format
-from gptjax.data.source import DataSource, ReadSpec, RowSet
+from gptjax.data.source import DataSource, ReadSpec, RowSet, load_shard_tokenizer
 from gptjax.data.splits import find_split_files, open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.difference import explain_difference
@@ -54,8 +54,8 @@ class TokenShards(DataSource):
             find_split_files(self._directory, "train")
         beside = Path(self._directory) / "tokenizer.json"
         if manifest is None and not beside.is_file():
-            return None if self.tokenizer is None else load_tokenizer(self.tokenizer)
-        tokenizer = load_tokenizer(beside)
+            return None if self.tokenizer is None else load_shard_tokenizer(self.tokenizer)
+        tokenizer = load_shard_tokenizer(beside)
         if manifest is not None and tokenizer.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"{beside} is not the tokenizer that made the shards (fingerprint {tokenizer.fingerprint[:12]}, "

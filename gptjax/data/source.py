@@ -6,6 +6,8 @@ of that sequence. So nothing about the reader is saved, and a resumed run reads 
 A class of your own needs `open` alone: derive from `DataSource` and `RowReader`, and write it into the config.
 """
 
+import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -16,7 +18,7 @@ from jaxtyping import Int
 from gptjax.data.batch_size import BatchSchedule, RowOffsets, locate_first_row
 from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.token_stream import TokenStream
-from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 Rows = dict[str, np.ndarray]
 """Arrays of shape (n, T), int32 or float32, by name; see `RowReader.read`."""
@@ -137,3 +139,10 @@ class DataSource(Protocol):
     def history_until(self, step: int) -> str:
         """What the steps before this one read, as far as the config decides it; compared when a run resumes."""
         return ""
+
+
+def load_shard_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
+    """`load_tokenizer` for shards, where the end of text also begins documents, whatever begins them elsewhere."""
+    found = copy.copy(load_tokenizer(spec))
+    found.begin_of_text_name = None
+    return found

@@ -175,8 +175,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
             evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
         text = texts.open_stored_text(stream, own or run.tokenizer, protocol)
         name = f"{name_data(options, data)} ({options.split})"
-    begin = None if run.tokenizer is None else run.tokenizer.begin_of_text
-    settings = scoring.ScoringOptions(batch_size=options.batch_size, begin_of_text=begin)
+    settings = scoring.ScoringOptions(batch_size=options.batch_size)
     score = lambda model: texts.score_text(model, text, protocol, options=settings)
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)

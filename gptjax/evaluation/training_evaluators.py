@@ -71,8 +71,7 @@ class TextProtocol(_BatchedEvaluator):
         else:
             tokenizer = _require_tokenizer(context)
             text = texts.encode_text(expand_path(self.text), tokenizer, protocol, text_field=self.text_field)
-        begin = None if context.tokenizer is None else context.tokenizer.begin_of_text
-        options = scoring.ScoringOptions(batch_size=self.batch_size, begin_of_text=begin)
+        options = scoring.ScoringOptions(batch_size=self.batch_size)
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             sums = texts.score_text(model, text, protocol, options=options)

@@ -148,4 +148,4 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, *, vocab_size: int) -> Non
     writer.add_eos_token_id(last)
     writer.add_add_bos_token(False)
     if template is not None:
-        writer.add_chat_template(template.to_jinja(begin=tokenizer.end_of_text_name))
+        writer.add_chat_template(template.to_jinja(begin=tokenizer.begin_of_text_name or tokenizer.end_of_text_name))

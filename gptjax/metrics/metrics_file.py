@@ -33,7 +33,8 @@ class MetricsFileWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._open()
+        self._file = path.open("a+b", buffering=0)
+        self._size = os.fstat(self._file.fileno()).st_size
         self._pending: list[bytes] = []
         self._has_warned = False
 
@@ -52,10 +53,6 @@ class MetricsFileWriter:
                 print_once(f"warning: {self._path} cannot be written ({error.strerror}); its lines are kept for later")
             self._has_warned = True
 
-    def _open(self) -> None:
-        self._file = self._path.open("a+b", buffering=0)
-        self._size = self._path.stat().st_size
-
     def _follow_path(self) -> None:
         """Go on in the file of this name if it was replaced, as by an editor; write it again if it was deleted."""
         own = os.fstat(self._file.fileno())
@@ -68,9 +65,12 @@ class MetricsFileWriter:
             found = self._path.stat()
             print_once(f"warning: {self._path} was deleted; its lines are written again")
         if not os.path.samestat(own, found):
-            self._file.close()
-            self._open()
-        self._size = min(self._size, found.st_size)  # it may have been cut
+            opened = self._path.open("a+b", buffering=0)  # while this fails, the file before stays open
+            before, self._file = self._file, opened
+            self._size = os.fstat(opened.fileno()).st_size
+            with contextlib.suppress(OSError):
+                before.close()
+        self._size = min(self._size, os.fstat(self._file.fileno()).st_size)  # it may have been cut
 
     def _write_pending(self) -> None:
         content = b"".join(self._pending)

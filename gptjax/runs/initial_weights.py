@@ -1,5 +1,6 @@
 """The weights that a run starts from, and those of its objective's frozen model."""
 
+import copy
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -101,7 +102,8 @@ def join_vocabularies(
         print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
     elif known.extends(tokenizer):
         print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
-        tokenizer = known
+        begin, tokenizer = tokenizer.begin_of_text_name, copy.copy(known)
+        tokenizer.begin_of_text_name = begin  # documents begin as the data has it
     elif known.fingerprint != tokenizer.fingerprint:
         other_run = ", or choose another --name for a new run" if resumes else ""
         raise UserError(
@@ -130,7 +132,7 @@ def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokeniz
         template = tokenizer.chat_template
         knows = template == source.tokenizer.chat_template and has_learned_chats(source)
         if template is not None and not knows and get_row_kind(config.objective) != "text":
-            rows |= {known[name] for name in template.special_tokens}
+            rows |= {known[name] for name in template.special_tokens if name in known}
     ids = [row for row in rows if isinstance(row, int) and 0 <= row < config.model.resolved_vocab_size]
     if unknown := rows - {*ids}:
         names = ", ".join(map(quote, known)) or "there are none"

@@ -20,9 +20,13 @@ from jax._src import distributed  # its place is in no public module
 
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import REQUEUE_STATUS
+from gptjax.process.process_end import end_process
 
 LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 60
+LOST_LOOKS = 15
+"""Looks without a connection after which process 0, which was there, is gone. gRPC connects again within seconds."""
+GONE = "Process 0 was there, and answers no more"
 LISTEN_SECONDS = 15.0
 """A process 0 that ends may hold its port for so long."""
 CLIENT_SECONDS = 5
@@ -45,6 +49,8 @@ class JoinWatch:
         self._address, self._index, self._count, self._seconds = address, index, count, seconds
         self._resumes = resumes
         self._peers: Counter[str] = Counter()
+        self._lost_looks = 0
+        """Since the last connection has ended."""
         self._done = threading.Event()
 
     def __enter__(self) -> "JoinWatch":
@@ -61,6 +67,8 @@ class JoinWatch:
         if port.isdecimal():
             found = find_peers(int(port), is_server=self._is_first)
             self._peers = max(self._peers, found or self._peers, key=Counter.total)
+            is_lost = self._peers and found is not None and not found
+            self._lost_looks = self._lost_looks + 1 if is_lost else 0
 
     def explain(self, said: str = "") -> tuple[str, int]:
         """(why the wait is over, the exit status): 75 if others have come, or if the run has begun before.
@@ -91,7 +99,7 @@ class JoinWatch:
         if self._is_first:
             present = f" Those that came are on {', '.join(sorted(self._peers))}."
         elif missing is None:
-            present = " Process 0 is there."
+            present = f" {GONE}."
         return (
             f"{missing or f'not all {total} processes came'} within {self._seconds} s.{present} Look at the output of "
             "those that are missing, and give the same command again on all.",
@@ -108,6 +116,10 @@ class JoinWatch:
         while not self._done.wait(LOOK_SECONDS):
             waited += LOOK_SECONDS
             self.look()
+            if self._lost_looks >= LOST_LOOKS and not self._is_first:
+                end_process(
+                    f"{GONE}. Look at its output, and give the same command again on all.", status=REQUEUE_STATUS
+                )
             if waited % PROGRESS_SECONDS == 0 and self._is_first and self._peers:
                 came = f"{self._peers.total()} of {self._count or '?'} processes are here after {waited:.0f} s"
                 print(f"{came} (from {', '.join(sorted(self._peers))})", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ the model learns: the assistant's content and the token that ends it. A token th
 and content counts as the assistant's. Contents are ordinary text: one that spells a role token never acts as one.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -43,12 +43,12 @@ class ChatEncoder:
     """Writes conversations as tokens. `end` is the id that ends a message of the assistant.
 
     The template is the tokenizer's own unless one is given; ChatML for a tokenizer without one. Raises `UserError` if
-    the tokenizer lacks a role token.
+    the tokenizer lacks a role token. Names in headers that it lacks are text, as they are in the data that it is from.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
         self.template = template or tokenizer.chat_template or CHATML
-        missing = [name for name in self.template.special_tokens if name not in tokenizer.specials]
+        missing = [name for name in self.template.role_tokens if name not in tokenizer.specials]
         if missing:
             raise UserError(
                 f"the {tokenizer.name} tokenizer has no {' and no '.join(missing)}, which a chat needs. Add them: "
@@ -57,7 +57,7 @@ class ChatEncoder:
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
         self._first = to_ids(tokenizer.begin_of_text if self.template.begins else None)
-        self._borders = {style: self._encode_border(style) for style in self._formats()}
+        self._borders = {style: self._encode_border(style) for style in self.template.formats}
 
     def encode_conversation(
         self, messages: Sequence[Message], *, scored_from: int = 0, unscored: Collection[int] = ()
@@ -86,9 +86,6 @@ class ChatEncoder:
         """All messages, then the header of the assistant's answer, which generation continues."""
         start, header, _ = self._borders[self.template.assistant]
         return np.concatenate([self.encode_conversation(messages).tokens, start, self._tokenizer.encode(header)])
-
-    def _formats(self) -> Iterator[RoleFormat]:
-        yield from filter(None, (self.template.system, self.template.user, self.template.assistant))
 
     def _encode_border(self, style: RoleFormat) -> tuple[Ids, str, Ids]:
         """What stands before the content, up to the last special token; the rest of the header; what stands behind."""

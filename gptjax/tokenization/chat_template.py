@@ -74,10 +74,19 @@ class ChatTemplate:
     """Whether the end-of-text token comes first, as before every document of pretraining."""
 
     @property
+    def formats(self) -> tuple[RoleFormat, ...]:
+        """Those of the roles that have a place."""
+        return tuple(form for form in (self.system, self.user, self.assistant) if form is not None)
+
+    @property
+    def role_tokens(self) -> tuple[str, ...]:
+        """START and END of every role, each once: the tokens without which nothing can be written."""
+        return tuple(dict.fromkeys(token for form in self.formats for token in (form.start, form.end)))
+
+    @property
     def special_tokens(self) -> tuple[str, ...]:
-        """The role tokens, each once."""
-        formats = [form for form in (self.system, self.user, self.assistant) if form is not None]
-        return tuple(dict.fromkeys(token for form in formats for token in form.special_tokens))
+        """The role tokens and the names in headers, each once: what new data gets. In older data, names are text."""
+        return tuple(dict.fromkeys(token for form in self.formats for token in form.special_tokens))
 
     def iter_turns(self, messages: Sequence[Message]) -> Iterator[tuple[RoleFormat, Message]]:
         """Yield the messages as they are written: the system prompt included, or merged into the first of the user."""

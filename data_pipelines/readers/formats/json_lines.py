@@ -16,6 +16,9 @@ from gptjax.core.errors import UserError, quote
 SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
 JSON_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
 """An array, or JSON lines: C4 and others publish these as .json.gz."""
+SEEN_LINES = 20
+SEEN_BYTES = 2**24
+"""What is looked at of a file whose name does not say whether it holds records. A text may begin with an object."""
 
 
 def read_json(path: Path, context: ReadContext) -> Iterator[Chunk]:
@@ -33,11 +36,15 @@ def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
             number += len(lines)
 
 
-def begins_with_object(path: Path) -> bool:
-    """Whether the first line that is not blank is a JSON object."""
+def begins_with_records(path: Path, *, field: str) -> bool:
+    """Whether the first lines are JSON objects, and any of them has a text under `field`."""
     with open_file(path) as file:
-        first = next((line for line in itertools.islice(file, 100) if line.strip()), b"")
-    return is_json_object(first)
+        beginning = file.read(SEEN_BYTES)
+    *whole, rest = beginning.split(b"\n", SEEN_LINES)
+    if len(beginning) < SEEN_BYTES and len(whole) < SEEN_LINES:  # the file's last line, which may have no end
+        whole.append(rest)
+    lines = [line for line in whole if line.strip()]
+    return all(map(is_json_object, lines)) and any(find_text(json.loads(line), field) is not None for line in lines)
 
 
 def check_lines(path: Path) -> None:
