@@ -213,15 +213,34 @@ def test_damaged_tokenizer_is_an_error_and_a_removed_one_a_warning(
     (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
     with pytest.raises(UserError, match=rf"{copy}/tokenizer\.json has .* Put the right one back"):
         RunDir.open(copy)
-    assert RunDir.open(copy, writes_tokenizer=True).tokenizer is None  # as a run does that goes on
-    assert f"{copy}/tokenizer.json has " in (said := capsys.readouterr().err)
-    assert said.endswith("That of the data is used\n")
     (copy / "tokenizer.json").unlink()
     assert RunDir.open(copy).tokenizer is None
     assert f"warning: {copy}/tokenizer.json is missing" in capsys.readouterr().err
     flip_bit(copy / "checksums.json")
     RunDir.open(copy)
     assert f"warning: {copy}/checksums.json is not as it was written" in capsys.readouterr().err
+
+
+def test_run_that_goes_on_replaces_a_damaged_tokenizer_by_the_same_one_only(
+    model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, plain = tmp_path / "run", tokenizer()
+    template = ChatTemplate(system_prompt="Be brief.")
+    write_imported_run(run, model=model, tokenizer=plain.with_chat_template(template))
+    content = (run / "tokenizer.json").read_text()
+    for damage in (lambda file: file.write_text(content + " "), Path.unlink):
+        damage(run / "tokenizer.json")
+        found = RunDir.open(run, load_data_tokenizer=lambda: plain).require_tokenizer()
+        assert (found.fingerprint, found.chat_template) == (plain.fingerprint, template)
+        assert f"warning: {run}/tokenizer.json " in (said := capsys.readouterr().err)
+        assert said.endswith("That of the data is used\n")
+        for other in (Chars.from_text("other"), None):
+            with pytest.raises(UserError, match=rf"{run}/tokenizer\.json .* Put the right one back"):
+                RunDir.open(run, load_data_tokenizer=lambda other=other: other)
+    (run / "tokenizer.json").write_text(content)
+    (run / CHAT_TEMPLATE_FILE).unlink()
+    with pytest.raises(UserError, match=rf"{run}/{CHAT_TEMPLATE_FILE} is missing .* Put the right one back"):
+        RunDir.open(run, load_data_tokenizer=lambda: plain)
 
 
 def test_chat_template_is_among_the_sums(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,13 +82,18 @@ class RunDir:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, imports: Iterable[str] | Modules = (), writes_tokenizer: bool = False
+        cls,
+        path: str | Path,
+        *,
+        imports: Iterable[str] | Modules = (),
+        load_data_tokenizer: Callable[[], Tokenizer | None] | None = None,
     ) -> "RunDir":
         """Open a run directory.
 
         Args:
             imports: modules or Python files that define classes of the run's config. They are imported.
-            writes_tokenizer: the run goes on, and writes the tokenizer of its data again. So a damaged one is left out.
+            load_data_tokenizer: the run goes on, and writes its tokenizer again. The data's one, if it is the same,
+                takes the place of one that is damaged or missing.
 
         Raises:
             UserError: something is missing or is not a run's.
@@ -94,9 +101,7 @@ class RunDir:
         directory = expand_path(path).absolute()
         damaged = _find_damaged_files(directory)
         content = _read_config(directory, damage=damaged.get(CONFIG_FILE))
-        is_damaged = _report_damaged_tokenizer(directory, damaged, writes_tokenizer=writes_tokenizer)
-        has_tokenizer = not is_damaged and (directory / TOKENIZER_FILE).is_file()
-        tokenizer = load_tokenizer(directory / TOKENIZER_FILE) if has_tokenizer else None
+        tokenizer = _read_tokenizer(directory, damaged, load_data_tokenizer)
         modules = imports if isinstance(imports, Mapping) else import_modules(imports)
         run = cls(directory, content, tokenizer, modules)
         _ = run.model_config
@@ -190,7 +195,8 @@ class RunDir:
 
 def reopen_run(config: TrainConfig, modules: Modules | None) -> RunDir:
     """The directory of a run that goes on."""
-    return RunDir.open(config.directory, imports=modules or {}, writes_tokenizer=True)
+    load_data_tokenizer = lambda: config.data.resolve().load_tokenizer()
+    return RunDir.open(config.directory, imports=modules or {}, load_data_tokenizer=load_data_tokenizer)
 
 
 def has_trained(directory: Path) -> bool:
@@ -272,20 +278,39 @@ def _read_saved_config(directory: Path, damage: str) -> Any:
     raise UserError(f"{damage}. No checkpoint has a copy of it. Give the directory of a run.")
 
 
-def _report_damaged_tokenizer(directory: Path, damaged: Mapping[str, str], *, writes_tokenizer: bool) -> bool:
-    """Warn of a file that was removed, and return whether one has changed.
-
-    Raises a UserError for a change, unless the tokenizer is written again.
-    """
+def _read_tokenizer(
+    directory: Path, damaged: Mapping[str, str], load_data_tokenizer: Callable[[], Tokenizer | None] | None
+) -> Tokenizer | None:
+    """The run's tokenizer. Raises a UserError for a damaged one; a removed one is only missed where a run goes on."""
     lines = {name: damaged[name] for name in SAVED_FILES if name in damaged}
-    changed = [name for name in lines if (directory / name).exists()]
-    if changed and not writes_tokenizer:
+    goes_on = load_data_tokenizer is not None
+    found = _restore_tokenizer(directory, lines, load_data_tokenizer()) if lines and goes_on else None
+    wrong = [name for name in lines if goes_on or (directory / name).exists()]
+    if wrong and found is None:
         raise UserError(
-            f"{lines[changed[0]]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
+            f"{lines[wrong[0]]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
         )
-    for name, line in lines.items():
-        print_once(f"warning: {line}{'. That of the data is used' * (name in changed)}", to_stderr=True)
-    return bool(changed)
+    for line in lines.values():
+        print_once(f"warning: {line}{'. That of the data is used' * goes_on}", to_stderr=True)
+    if found is None and (directory / TOKENIZER_FILE).is_file():
+        return load_tokenizer(directory / TOKENIZER_FILE)
+    return found
+
+
+def _restore_tokenizer(directory: Path, lost: Collection[str], candidate: Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer with files that a candidate writes in place of these; None if they are not byte for byte those."""
+    sums, _ = read_sums(directory) or ({}, {})
+    with tempfile.TemporaryDirectory() as temporary:
+        restored = Path(temporary)
+        if candidate is not None:
+            candidate.save(restored)
+        if find_damage(restored, {name: sums[name] for name in lost}):
+            return None
+        for name in set(SAVED_FILES).difference(lost):
+            (restored / name).unlink(missing_ok=True)
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, restored / name)
+        return load_tokenizer(restored / TOKENIZER_FILE)
 
 
 def write_imported_run(
