@@ -45,8 +45,15 @@ def split_dialogue(text: str, *, where: str) -> Turns | None:
 
 
 def split_speakers(text: str, *, where: str) -> Turns:
-    """Messages of HH-RLHF's text, `\\n\\nHuman: …\\n\\nAssistant: …`, the empty ones among them."""
-    return _cut(text, _choose_marks(_find_speakers(text, where=where)))
+    """Messages of HH-RLHF's text, `\\n\\nHuman: …\\n\\nAssistant: …`, the empty ones among them.
+
+    Some copies have lost the blank line at the beginning. It is one of them if the first answer has one before it.
+    """
+    marks = list(SPEAKERS.finditer(text))
+    apart = [mark for mark in marks if _is_apart(mark)]
+    answer = next((mark for mark in marks if _find_role(mark) == "assistant"), None)
+    is_stripped = answer in apart and "user" in map(_find_role, apart)
+    return _cut(text, _choose_marks(apart if is_stripped else _find_speakers(text, where=where)))
 
 
 def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:
@@ -64,19 +71,27 @@ def _find_speakers(text: str, *, where: str) -> list[re.Match[str]]:
     Raises `InvalidRecord` where it cannot be told whether a turn begins or is quoted.
     """
     marks = list(SPEAKERS.finditer(text))
-    is_apart = lambda mark: mark.start() == 0 or text[mark.start() - 1] == "\n"
-    apart = [mark for mark in marks if is_apart(mark)]
-    if text.startswith("\n\n") and {"user", "assistant"} <= {_ROLES[mark[1].lower()] for mark in apart}:
+    apart = [mark for mark in marks if _is_apart(mark)]
+    if text.startswith("\n\n") and {"user", "assistant"} <= {*map(_find_role, apart)}:
         return apart
-    later = [mark for mark in _choose_marks(marks) if mark[1] != "System"][1:]
-    if later and is_apart(later[0]) and not all(map(is_apart, later)):
+    later = [_is_apart(mark) for mark in _choose_marks(marks) if mark[1] != "System"][1:]
+    if any(later) and not all(later):
         raise InvalidRecord(f"{where}: some turns have a blank line before them and others have none.", MARKS)
     return marks
 
 
+def _is_apart(mark: re.Match[str]) -> bool:
+    """Whether a blank line is before a name."""
+    return mark.start() == 0 or mark.string[mark.start() - 1] == "\n"
+
+
+def _find_role(mark: re.Match[str]) -> str:
+    return _ROLES[mark[1].lower()]
+
+
 def _choose_marks(marks: Sequence[re.Match[str]]) -> list[re.Match[str]]:
     """Those with the name that each role has first. The system speaks at the beginning, Alpaca's input after a user."""
-    roles = [_ROLES[mark[1].lower()] for mark in marks]
+    roles = [_find_role(mark) for mark in marks]
     names = {role: mark[1].lower() for role, mark in reversed([*zip(roles, marks, strict=True)])}
     chosen = list[re.Match[str]]()
     for mark, role in zip(marks, roles, strict=True):

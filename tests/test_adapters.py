@@ -60,7 +60,10 @@ def make_adapted(config: GPTConfig, lora: LoRA, mesh: MeshConfig) -> GPT:
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
 def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
-    lora, tokens = LoRA(3, alpha=6.0, targets=("matrix", "head"), new_tokens=(1, 5)), make_tokens(4, 16, vocab_size=48)
+    lora, tokens = (
+        LoRA(3, alpha=6.0, targets=("matrix", "head", "embedding"), new_tokens=(1, 5)),
+        make_tokens(4, 16, vocab_size=48),
+    )
     with mesh.activate():
         model = make_adapted(GROUPED, lora, mesh)
         logits = jax.jit(lambda model: apply_adapters(model)(tokens))
@@ -79,7 +82,11 @@ def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
     changed = np.flatnonzero(
         (np.asarray(weights["token_embedding"]) != np.asarray(plain["token_embedding"])).any(axis=1)
     )
-    assert changed.tolist() == [1, 5]
+    assert len(changed) == len(plain["token_embedding"])
+    a, b, rows = (np.asarray(x[...]) for x in (*model.adapters.get_pair("token_embedding"), model.adapters.rows))
+    wanted = np.asarray(plain["token_embedding"]) + 2.0 * a @ b
+    wanted[[1, 5]] += rows
+    np.testing.assert_allclose(np.asarray(weights["token_embedding"]), wanted, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +232,9 @@ def test_targets_name_parts_of_the_blocks() -> None:
     assert sorted(found("mlp.up", "kv")) == ["blocks.attention.kv", "blocks.mlp.up"]
     assert sorted(found("matrix")) == sorted(attention + mlp)
     assert found("head", "kv") == ["head", "blocks.attention.kv"]
-    with pytest.raises(UserError, match=r"lora\.targets has 'embedding'; wanted `matrix`, or parts of .*, head\."):
-        found("embedding")
+    assert found("embedding") == found("token_embedding") == ["token_embedding"]
+    with pytest.raises(UserError, match=r"lora\.targets has 'position'; wanted `matrix`, or parts of .*, head, token_"):
+        found("position")
 
 
 def test_adapters_that_would_train_nothing_are_refused() -> None:
@@ -276,20 +284,22 @@ def test_adapters_of_a_model_that_transformers_lacks_are_refused(tmp_path: Path)
     with pytest.raises(UserError, match=r"none can express this model .*Export it merged"):
         write_adapters(tmp_path, make_adapted(replace(MODEL, logit_softcap=5.0), LoRA(rank=2), MeshConfig()), base=None)
     both = LoRA(rank=2, targets=("head",), new_tokens=(1,))
-    with pytest.raises(UserError, match=r"both an adapter and rows of the output head.*with to-hf"):
+    with pytest.raises(UserError, match=r"both an adapter and rows of an embedding or a head.*with to-hf"):
         write_adapters(tmp_path, make_adapted(replace(MODEL, tie_embeddings=False), both, MeshConfig()), base=None)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "target"), [*((kind, "matrix") for kind in FORM_CONFIGS), ("qwen3", "head")])
+@pytest.mark.parametrize(
+    ("kind", "target"), [*((kind, "matrix") for kind in FORM_CONFIGS), ("qwen3", "head"), ("qwen3", "embedding")]
+)
 def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path, kind: str, target: str) -> None:
     """Base and adapters, exported apart: PEFT puts them together, with the rows of added tokens."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     config = replace(MODEL, **FORM_CONFIGS[kind])
-    rows = () if target == "head" else (2, 7)
+    rows = (2, 7) if target == "matrix" else ()
     model = make_adapted(config, LoRA(rank=3, alpha=6.0, targets=("matrix", target), new_tokens=rows), MeshConfig())
     base, exported = tmp_path / "base", tmp_path / "adapters"
     for directory in (base, exported):

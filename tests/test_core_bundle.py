@@ -10,7 +10,9 @@ import pytest
 from test_protocols import TOKENIZER
 
 from gptjax.core.errors import UserError
+from gptjax.evaluation.comparison import Evaluation, compare
 from gptjax.evaluation.core_bundle import make_windows, read_bundle, render_prompts, score_core
+from gptjax.evaluation.figures import ItemScores
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 
@@ -141,3 +143,16 @@ def test_items_that_cannot_be_scored_are_refused_when_the_bundle_is_read(bundle:
 def test_limit_that_leaves_too_few_examples_is_refused_before_scoring(bundle: Path, model: GPT) -> None:
     with pytest.raises(UserError, match=r"task q has 2 examples in each prompt, .* its 2 items\. Give --limit=3"):
         score_core(model, TOKENIZER, read_bundle(bundle), limit=2)
+
+
+def test_core_is_compared_by_its_tasks_differences() -> None:
+    def make(name: str, *rights: list[int]) -> Evaluation:
+        pairs = [np.stack([right, np.ones(len(right))], axis=1) for right in rights]
+        items = {f"core {i}": ItemScores(pair, "mean") for i, pair in enumerate(pairs)}
+        return Evaluation(name, {}, items=items, means={"CORE": {"core 0": 2.0, "core 1": 1.0}})
+
+    better, base = make("b", [1, 1, 0, 1], [1, 0]), make("a", [1, 0, 0, 1], [0, 0])
+    found = compare(better, base).differences["CORE"]
+    assert found.value == pytest.approx((2 * 0.25 + 0.5) / 2)
+    assert found.low < found.value < found.high
+    assert "CORE" not in compare(better, make("c", [1, 0, 0, 1])).differences

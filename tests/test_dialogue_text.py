@@ -73,11 +73,15 @@ def test_a_dialogue_inside_an_answer_is_no_turn(text, answer):
 
 def test_a_turn_that_may_be_a_quotation_is_refused():
     """The blank lines are before some turns only, and the text does not begin with one."""
-    assert len(split("Be brief.\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d")) == 5
-    for begin in ("", "\n\n"):
-        assert len(split(f"{begin}User: a\nAssistant: b\n\nUser: c\nAssistant: d")) == 4
-    with pytest.raises(InvalidRecord, match="some turns have a blank line"):
-        split("User: a\n\nAssistant: b\nUser: c\n\nAssistant: d")
+    for gap in ("\n", "\n\n"):
+        assert len(split(gap.join(("Be brief.", "User: a", "Assistant: b", "User: c", "Assistant: d")))) == 5
+    for text in (
+        "User: a\n\nAssistant: b\nUser: c\n\nAssistant: d",
+        "User: Write a dialogue.\nAssistant: Sure:\n\nUser: hi\nAssistant: hello",
+        "\n\nUser: a\nAssistant: b\n\nUser: c\nAssistant: d",
+    ):
+        with pytest.raises(InvalidRecord, match="some turns have a blank line"):
+            split(text)
 
 
 def test_what_stands_before_the_first_turn_is_the_systems():
@@ -95,3 +99,14 @@ def test_text_without_both_sides_is_none(text):
 
 def test_empty_turns_of_speakers_are_kept():
     assert split_speakers("\n\nHuman: a\n\nAssistant:", where="x")[1] == {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Human: a\n\nAssistant: So:\nHuman: hi\nAssistant: ho", "Human: a\n\nAssistant: So:\nHuman: hi\nAI: ho"],
+)
+def test_pairs_may_have_lost_the_blank_line_at_the_beginning(text):
+    assert split_speakers(text, where="x") == split_speakers(f"\n\n{text}", where="x")
+    assert [turn["content"] for turn in split_speakers(text, where="x")] == ["a", text.partition("Assistant: ")[2]]
+    with pytest.raises(InvalidRecord, match="some turns have a blank line"):
+        split_speakers("Human: Write.\nAssistant: So:\n\nHuman: hi\n\nAssistant: ho", where="x")

@@ -395,5 +395,5 @@ def test_file_in_the_format_before_archives_is_read(tmp_path: Path) -> None:
     torch.save({"weight": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
     assert read_torch_file(path)["weight"].tolist() == [0, 1, 2]
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(UserError, match="ckpt.pt cannot be read as a file that torch.save wrote: .* copy it again"):
+    with pytest.raises(UserError, match=r"ckpt\.pt cannot be read as a file that torch.save wrote: .* copy it again"):
         read_torch_file(path)

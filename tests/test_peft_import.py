@@ -28,10 +28,12 @@ from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.sharding.mesh import MeshConfig
 
 
-@pytest.mark.parametrize("kind", FORM_CONFIGS)
-def test_merged_adapters_are_those_that_were_exported(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "with_tables"), [*((kind, False) for kind in FORM_CONFIGS), ("qwen3", True)])
+def test_merged_adapters_are_those_that_were_exported(kind: str, with_tables: bool, tmp_path: Path) -> None:
     config = replace(MODEL, **FORM_CONFIGS[kind])
-    adapted = make_adapted(config, LoRA(rank=3, alpha=6.0, new_tokens=(2, 7)), MeshConfig())
+    lora = LoRA(rank=3, alpha=6.0, new_tokens=(2, 7))
+    lora = replace(lora, targets=("matrix", "head", "embedding"), new_tokens=()) if with_tables else lora
+    adapted = make_adapted(config, lora, MeshConfig())
     write_adapters(tmp_path, adapted, base="some/base")
     found = to_hf(merge_adapter(make_model(config), read_adapter(tmp_path)), architecture=ARCHITECTURES[kind])
     for name, weight in to_hf(merge_adapters(adapted), architecture=ARCHITECTURES[kind]).items():
@@ -83,6 +85,13 @@ def test_other_variants_are_refused(adapter: Path, changes: dict[str, Any], mess
     edit(adapter, **changes)
     with pytest.raises(UserError, match=f"{message}.*merge_and_unload"):
         merge_adapter(make_model(MODEL), read_adapter(adapter))
+
+
+def test_adapter_of_a_tied_embedding_is_refused(tmp_path: Path) -> None:
+    untied = replace(MODEL, tie_embeddings=False)
+    write_adapters(tmp_path, make_adapted(untied, LoRA(rank=2, targets=("embedding",)), MeshConfig()), base=None)
+    with pytest.raises(UserError, match=r"lora_embedding_A adapts an embedding that is tied to the head"):
+        merge_adapter(make_model(MODEL), read_adapter(tmp_path))
 
 
 def test_tensors_that_do_not_fit_the_base_are_named(adapter: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.evaluation.task_data import complete_rows, find_task_files, read_rows
+from gptjax.evaluation.task_data import complete_rows, explain_unknown_task, find_task_files, read_rows
 
 CBT = "\n".join(
     [f"{n} Sentence {n} ." for n in range(1, 21)]
@@ -64,3 +64,12 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str, mess
 
 def test_rows_get_all_columns_of_the_file() -> None:
     assert complete_rows([{"a": 1}, {"b": 2}]) == [{"a": 1, "b": None}, {"a": None, "b": 2}]
+
+
+def test_a_task_whose_file_cannot_be_read_is_told_from_one_that_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine\n  x: [")
+    explain = lambda name: explain_unknown_task(name, ["hellaswag"], directories=[str(tmp_path)])
+    assert explain("mine") == (
+        f"the harness cannot read {tmp_path / 'mine.yaml'} as a task. Correct its YAML; it needs task: mine."
+    )
+    assert explain("helaswag").endswith("no file of that name exists. Did you mean hellaswag?")

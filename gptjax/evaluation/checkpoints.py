@@ -153,6 +153,7 @@ def add_core(
     figures, items = core_bundle.score_core(model, tokenizer, tasks, limit=options.limit, batch_size=rows)
     evaluation.figures |= figures
     evaluation.items |= items
+    evaluation.means["CORE"] = {f"core {task.name}": 1 / (1 - task.chance / 100) for task in tasks}
     evaluation.about["core"] = {
         "num_fewshot": {f"core {task.name}": task.num_fewshot for task in tasks},
         "items": {name: len(scores.pairs) for name, scores in items.items()},

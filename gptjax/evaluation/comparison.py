@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError, count_of
-from gptjax.evaluation.figures import DocumentSums, Figure, ItemScores, compare_figures, item_figure, pair_documents
+from gptjax.evaluation.figures import (
+    DocumentSums,
+    Figure,
+    ItemScores,
+    compare_figures,
+    compare_means,
+    item_figure,
+    pair_documents,
+)
 
 PER_TOKEN = ("nats_per_token", "token_perplexity")
 """Figures that depend on the tokenizer."""
@@ -27,6 +35,8 @@ class Evaluation:
     """Fingerprint of the tokenizer."""
     items: dict[str, ItemScores] = field(default_factory=dict)
     """Scores of tasks' items, by the figure that they give."""
+    means: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Figures that are means over tasks, such as CORE: the factor of each task's figure."""
     window: int | None = None
     """Most tokens that a window of the text reads."""
     about: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +79,10 @@ def compare(evaluation: Evaluation, baseline: Evaluation) -> Comparison:
             differences[name] = item_figure(items, others)
         else:
             notes.append(f"no difference of {name}: {len(items.pairs)} items, and {len(others.pairs)} of the baseline")
+    for name, factors in evaluation.means.items():
+        if factors == baseline.means.get(name) and factors.keys() <= differences.keys():
+            own_items, other_items = ([e.items[task] for task in factors] for e in (evaluation, baseline))
+            differences[name] = compare_means(own_items, other_items, weights=list(factors.values()))
     return Comparison(differences, tuple(notes))
 
 

@@ -147,6 +147,17 @@ def item_figure(scores: ItemScores, baseline: ItemScores | None = None) -> Figur
     return Figure(value, *find_interval(values))
 
 
+def compare_means(scores: Sequence[ItemScores], baseline: Sequence[ItemScores], *, weights: Sequence[float]) -> Figure:
+    """The mean over tasks of their differences from a baseline's times `weights`. Each task's items are drawn anew."""
+    values, draws = [], []
+    for seed, (own, other, weight) in enumerate(zip(scores, baseline, weights, strict=True)):
+        drawn = [s.compute(draw_totals(s.pairs, draws=DRAWS, seed=seed)) for s in (own, other)]
+        values.append(weight * (own.value - other.value))
+        change = drawn[0] - drawn[1] if len(own.pairs) > 1 else np.zeros(1) + own.value - other.value
+        draws.append(weight * np.broadcast_to(change, DRAWS))
+    return Figure(float(np.mean(values)), *find_interval(np.mean(draws, axis=0)))
+
+
 def find_interval(values: np.ndarray) -> tuple[float, float]:
     """The interval of drawn values, those that are finite."""
     values = values[np.isfinite(values)]

@@ -1,7 +1,6 @@
 """Runs tasks of lm-evaluation-harness: figures with intervals, controls beside them, and every response."""
 
 import contextlib
-import difflib
 import importlib.util
 import json
 import logging
@@ -19,7 +18,7 @@ from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
 from gptjax.evaluation.task_controls import measure_controls
-from gptjax.evaluation.task_data import complete_rows, find_task_files, read_rows
+from gptjax.evaluation.task_data import complete_rows, explain_unknown_task, find_task_files, read_rows
 from gptjax.evaluators.exact_match import read_questions
 from gptjax.process.console import print_once
 
@@ -161,9 +160,7 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         manager = task_manager(include_path=paths)
     if not known():
         unknown = next(name for name in names if name not in manager.task_index and not Path(name).is_file())
-        close = difflib.get_close_matches(unknown, manager.task_index, n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.{hint}")
+        raise UserError(f"--tasks: {explain_unknown_task(unknown, manager.task_index, directories=paths)}")
     if path := files.get("questions", {}).get("test"):
         _ = list(read_questions(path))  # a wrong line is named
     local = {

@@ -4,9 +4,10 @@ A file becomes rows as the task's own data set has them, so the task itself stay
 """
 
 import csv
+import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def find_task_files(specs: Sequence[str]) -> dict[str, dict[str, Path]]:
 def _split_name(file: Path) -> tuple[str, str]:
     name = file.name.split(".")
     return name[0], "train" if "train" in name[1:-1] else "test"
+
+
+def explain_unknown_task(name: str, known: Iterable[str], *, directories: Iterable[str]) -> str:
+    """What to say of a task that the harness does not know: its file cannot be read, or another is meant."""
+    files = (file for directory in directories for file in sorted(Path(directory).rglob("*.y*ml")))
+    if found := next((file for file in files if file.stem == name), None):
+        return f"the harness cannot read {found} as a task. Correct its YAML; it needs task: {name}."
+    close = difflib.get_close_matches(name, list(known), n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"{name!r} is unknown to the harness, and no file of that name exists.{hint}"
 
 
 def read_rows(task: str, path: Path) -> list[Row]:

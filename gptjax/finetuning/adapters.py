@@ -49,7 +49,7 @@ def _attribute(name: str, part: str) -> str:
 
 
 def find_targets(model: GPT, lora: LoRA) -> dict[str, Any]:
-    """The weights that get adapters, by name: matrices of the blocks, and an untied head if `head` is a target.
+    """The weights that get adapters, by name: matrices of the blocks, and an untied head and embedding on request.
 
     Raises `UserError` for a target that is none of them.
     """
@@ -57,17 +57,17 @@ def find_targets(model: GPT, lora: LoRA) -> dict[str, Any]:
     leaves = jax.tree.leaves_with_path(model.blocks, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     names = {f"blocks.{jax.tree_util.keystr(path, simple=True, separator='.')}": weight for path, weight in leaves}
     matrices = {name: weight for name, weight in names.items() if weight_role(weight.axis_names) == "matrix"}
-    heads = {} if model.head is None else {"head": model.head}
+    tables = {} if model.head is None else {"head": model.head, "token_embedding": model.token_embedding}
     for target in lora.targets:
         named = {name: w for name, w in matrices.items() if target == "matrix" or f".{target}." in f".{name}."}
-        chosen = heads if target == "head" else named
+        chosen = named | {name: w for name, w in tables.items() if target in (name, weight_role(w.axis_names))}
         if not chosen and target in ("token_embedding", "head", "embedding") and model.head is None:
             raise UserError(
                 f"lora.targets has {target!r}, but the embedding and the head are tied: an adapter of one would change "
                 "the other when it is merged. Leave it out; lora.new_tokens trains the rows of added tokens."
             )
         if not chosen:
-            known = ", ".join((*matrices, *heads))
+            known = ", ".join((*matrices, *tables))
             raise UserError(f"lora.targets has {target!r}; wanted `matrix`, or parts of these names: {known}.")
         found |= chosen
     return found
@@ -127,8 +127,8 @@ def apply_adapters(model: GPT) -> GPT:
 
 
 def _attach(weight: Any, a: Any, b: Any, scale: float, *, mesh: MeshConfig) -> Array | LowRankMatrix:
-    """Both factors beside the weight; the head, which the loss reads in chunks of its own, as their sum."""
-    if weight_role(weight.axis_names) == "head":
+    """Both factors beside the weight; of the head and the embedding, which are no products of `project`, the sum."""
+    if weight_role(weight.axis_names) != "matrix":
         return _merge(weight, a, b, scale, mesh=mesh)
     return LowRankMatrix(weight[...], a[...], b[...], scale)
 

@@ -16,7 +16,7 @@ class LoRA:
     """The product of the adapters is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("matrix",)
     """Matrices with adapters: parts of names in the blocks, such as `qkv`, `mlp.up` or `attention`; `matrix` for all in
-    the blocks; `head` for an untied output head. The embedding gets none."""
+    the blocks; `head` and `embedding`, if they are not tied."""
     new_tokens: tuple[int | str, ...] = ()
     """Tokens whose rows of the embedding, and of an untied head, are trained, too: ids, or names such as `<|im_end|>`.
     A run adds those that its data adds to `init_from`, and role tokens if `init_from` has not learned chats."""

@@ -40,10 +40,10 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
             "PEFT adapts the modules of classes that transformers knows, and none can express this model "
             "(python -m gptjax.convert to-hf --architecture=llama names what it lacks). Export it merged, with to-hf."
         )
-    if HEAD in model.adapters.names and model.adapters.head_rows is not None:
+    if {HEAD, EMBEDDING} & {*model.adapters.names} and model.adapters.rows is not None:
         raise UserError(
-            "PEFT cannot train both an adapter and rows of the output head, and this run did (lora.targets has `head`, "
-            "lora.new_tokens has tokens). Export it merged, with to-hf."
+            "PEFT cannot train both an adapter and rows of an embedding or a head, and this run did (lora.targets, "
+            "lora.new_tokens). Export it merged, with to-hf."
         )
     tensors, modules = Tensors(), list[str]()
     for name in model.adapters.names:
@@ -85,20 +85,21 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
     inputs = next(word for word in words if set(word) <= set(ins))
     outputs = next(word for word in words if word != inputs)
     a, b = np.asarray(a[...], np.float32), np.asarray(b[...], np.float32)
-    if not row.is_stacked:
-        a, b = a[None], b[None, :, : config.resolved_vocab_size]  # the head, without its rows of padding
+    if not row.is_stacked:  # an embedding or a head, without its rows of padding
+        size = config.resolved_vocab_size
+        a, b = (a[None, :size], b[None]) if name == EMBEDDING else (a[None], b[None, :, :size])
     if row.entry is not None:
         b, outs = b.take(row.entry, axis=2 + outs.index("C")), outs.replace("C", "")
     if row.head_order != "halves":
         b = b.take(order_channels(config.head_dim, row.head_order), axis=2 + outs.index("K"))
     a = a.transpose(0, a.ndim - 1, *(1 + ins.index(axis) for axis in inputs))
     b = np.transpose(b, [0, *(2 + outs.index(axis) for axis in outputs), 1])
-    rank = adapters.lora.rank
+    rank, part = adapters.lora.rank, "lora_embedding_{}" if name == EMBEDDING else "lora_{}.weight"
     found: Tensors = {}
     for layer in range(len(a)):
         module = f"base_model.model.{_module(row).format(layer)}"
-        found[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(rank, -1))
-        found[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].reshape(-1, rank))
+        found[f"{module}.{part.format('A')}"] = np.ascontiguousarray(a[layer].reshape(rank, -1))
+        found[f"{module}.{part.format('B')}"] = np.ascontiguousarray(b[layer].reshape(-1, rank))
     return found
 
 

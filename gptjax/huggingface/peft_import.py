@@ -24,6 +24,9 @@ from gptjax.model.gpt import GPT
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B, ROWS = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".token_adapter.trainable_tokens_delta"
+EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
+PARTNERS = {A: B, EMBEDDING_A: EMBEDDING_B}
+"""How the names of the two matrices of an adapter end."""
 WRAPPERS = (".token_adapter", ".base_layer")
 """Parts of the name of a weight that is saved whole, as a resized embedding is."""
 CHANGED = ("use_dora", "use_qalora", "layer_replication", "alora_invocation_tokens", "lora_bias", "target_parameters")
@@ -127,13 +130,15 @@ def merge_adapter(model: GPT, adapter: PeftAdapter, *, vocab_size: int | None = 
     modules = {row.path: row.hf_name.removesuffix(".weight") for row in architecture.weights}
     rows = dict(adapter.list_trained_rows())
     for name, array in adapter.tensors.items():
-        if not name.endswith((A, B, ROWS)):
+        if not name.endswith((A, B, EMBEDDING_A, EMBEDDING_B, ROWS)):
             _replace_whole(base, array, name=name, adapter=adapter, modules=modules)
     for name, array in adapter.tensors.items():
-        if name.endswith(A):
-            module = name.removesuffix(A)
-            if (b := adapter.tensors.get(f"{module}{B}")) is None:
+        if (end := next((end for end in PARTNERS if name.endswith(end)), None)) is not None:
+            module = name.removesuffix(end)
+            if (b := adapter.tensors.get(f"{module}{PARTNERS[end]}")) is None:
                 raise adapter.refuse(f"{quote(name)} has no lora_B beside it")
+            if end == EMBEDDING_A and model.config.tie_embeddings:
+                raise adapter.refuse(f"{quote(name)} adapts an embedding that is tied to the head, and not the head")
             _add_product(base, array, b, module=module, adapter=adapter, architecture=architecture)
         elif name.endswith(ROWS):
             _replace_rows(base, array, rows, module=name.removesuffix(ROWS), adapter=adapter, modules=modules)
@@ -154,7 +159,9 @@ def _add_product(
     base: Tensors, a: np.ndarray, b: np.ndarray, *, module: str, adapter: PeftAdapter, architecture: Architecture
 ) -> None:
     """Add B A of a module, (outputs, r) times (r, inputs)."""
-    name, is_turned = f"{module}.weight", architecture.model_type == "gpt2" and module != "lm_head"
+    embedding = next(row.hf_name for row in architecture.weights if row.path == EMBEDDING)
+    name = f"{module}.weight"
+    is_turned = name == embedding or (architecture.model_type == "gpt2" and module != "lm_head")
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not len(a):
         raise adapter.refuse(f"the adapters of {quote(module)} have shapes {a.shape} and {b.shape}")
     shape = (b.shape[0], a.shape[1])[:: -1 if is_turned else 1]
