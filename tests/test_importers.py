@@ -14,6 +14,7 @@ from hf_architectures import GPT2_CONFIG, compute_logits, draw_model, draw_token
 from gptjax.convert import main
 from gptjax.core.errors import UserError
 from gptjax.huggingface.model_export import export_tensors
+from gptjax.importers.foreign import read_torch_file
 from gptjax.importers.llmc import read_llmc
 from gptjax.importers.nanogpt import ROWS
 from gptjax.runs.run_dir import RunDir
@@ -383,3 +384,16 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path, capsys: pytest.Cap
     assert stop.value.code == 2
     assert "reading that can execute code" in capsys.readouterr().err
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parity
+def test_file_in_the_format_before_archives_is_read(tmp_path: Path) -> None:
+    """`torch.load` cannot map it."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    path = tmp_path / "ckpt.pt"
+    torch.save({"weight": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
+    assert read_torch_file(path)["weight"].tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"ckpt\.pt cannot be read as a file that torch.save wrote: .* copy it again"):
+        read_torch_file(path)

@@ -11,6 +11,9 @@ from tiny import tiny_config
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtocol
+from gptjax.evaluators.exact_match import ExactMatch
+from gptjax.objectives.preference import DPO
 from gptjax.runs.resume import Fingerprints
 from gptjax.runs.same_command import check_same_command
 
@@ -35,6 +38,28 @@ def test_places_and_logs_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = tiny_config(tmp_path / "shards")
     other = replace(config, output_dir="elsewhere", hang_timeout="1h", data=replace(config.data, path="elsewhere"))
     check_together([(config, FOUND), (other, FOUND), (config, FOUND)], monkeypatch)
+
+
+def test_places_in_evaluators_and_objectives_may_differ_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def place(disk: str, *, tokens: int | None = None, base: str | None = "base") -> TrainConfig:
+        evaluators = (
+            TextProtocol(text=f"{disk}/text", tokens=tokens),
+            TextProtocol(data=f"{disk}/shards"),
+            ExactMatch(path=f"{disk}/questions"),
+            HarnessTasks(include_path=(f"{disk}/tasks",), task_data=(f"arc={disk}/arc",)),
+            Core(bundle=f"{disk}/bundle"),
+        )
+        config = tiny_config(tmp_path / "shards")
+        objective = DPO(reference=base and f"{disk}/{base}")
+        model = replace(config.model, intra_document_mask=True)
+        return replace(config, evaluators=evaluators, objective=objective, model=model)
+
+    check_together([(place("local0"), FOUND), (place("local1"), FOUND)], monkeypatch)
+    for other, name in ((place("local1", tokens=9), "evaluators"), (place("local1", base=None), "objective")):
+        with pytest.raises(UserError, match=f"^process 1 differs from process 0 in: {name}. Give"):
+            check_together([(place("local0"), FOUND), (other, FOUND)], monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["seed", "batch_size", "content of the data", "content of the tokenizer"])

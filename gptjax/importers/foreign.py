@@ -5,6 +5,7 @@ No pickle is executed: files of PyTorch are read by `torch.load(weights_only=Tru
 
 import importlib.util
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         files = ", ".join(quote(str(file)) for file in sorted(path.glob("*.pt"))[:3])
         raise UserError(f"{path} {found}. Give the file of a checkpoint{f': {files}' if files else ''}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Before PyTorch 1.6 a file was no archive, and those cannot be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # pickle, zip and torch have errors of their own
         raise UserError(f"{path} {_explain_unreadable(str(error))}") from None
     if not isinstance(content, dict):
@@ -125,7 +127,7 @@ def _explain_unreadable(reason: str) -> str:
             "and save only its tensors, numbers and texts."
         )
     first = quote(reason.strip().partition("\n")[0].rstrip("."))
-    return f"cannot be read as a file that torch.save wrote: {first}. Copy it again."
+    return f"cannot be read as a file that torch.save wrote: {first}. If it was damaged on the way, copy it again."
 
 
 def collect_tensors(state: Any, path: Path) -> dict[str, ForeignTensor]:

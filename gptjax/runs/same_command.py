@@ -15,6 +15,8 @@ from gptjax.runs.resume import Fingerprints
 
 _OF_EACH_PROCESS = ("output_dir", "name", "data", "init_from", "log", "hang_timeout", "max_restarts")
 """Places may differ. Data is compared by its fingerprint, and the run directory by `run_lock`."""
+_PLACES = ("bundle", "data", "include_path", "path", "reference", "task_data", "teacher", "text")
+"""Fields of evaluators and objectives that say where something lies. In a user's own classes, paths show by a slash."""
 
 
 def check_same_command(config: TrainConfig, fingerprints: Fingerprints) -> None:
@@ -39,6 +41,20 @@ def check_same_command(config: TrainConfig, fingerprints: Fingerprints) -> None:
 def list_compared(config: TrainConfig, fingerprints: Fingerprints) -> dict[str, Any]:
     """What must be the same on all processes, in JSON's types."""
     content = to_json(config)
-    found = {field.name: content.get(field.name) for field in fields(config) if field.name not in _OF_EACH_PROCESS}
+    names = [field.name for field in fields(config) if field.name not in _OF_EACH_PROCESS]
+    found = {name: _without_places(content.get(name)) for name in names}
     weights = {"weights of the data": config.data.history_until(config.steps)}
     return found | weights | {f"content of the {name}": mark for name, mark in fingerprints.items()}
+
+
+def _without_places(content: Any) -> Any:
+    """A config in JSON's types, with a mark for each place: a disk may have another path on each machine.
+
+    Whether there is one still shows, and so do all other fields.
+    """
+    if isinstance(content, list):
+        return [_without_places(item) for item in content]
+    if not isinstance(content, dict):
+        return "PLACE" if isinstance(content, str) and content.startswith(("/", "./", "../", "~")) else content
+    is_place = lambda name, value: name in _PLACES and value and isinstance(value, str | list)
+    return {name: "PLACE" if is_place(name, value) else _without_places(value) for name, value in content.items()}
