@@ -67,6 +67,7 @@ TYPED = {
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --prompt-field=q": "--rename-fields=NAME:NEW",
     "index_shards d --dtype=uint32": "it is seen by their values",
     "train_tokenizer --source=a --vocab-size=300 --model=unigram --output=b": "A byte-level BPE is learned.",
+    "prepare --source=a --tokenizer=gpt2 --output=b --streaming": "always read as a stream",
     "evaluate --checkpoint=x --tasks hellaswag piqa": "separated by commas: --tasks=hellaswag,piqa.",
     "chat --checkpoint=x --prompt=Hi": "gptjax.sample --prompt=…",
     "chat --checkpoint=x --stop_words=END": "Write --stop-text=END.",
@@ -171,3 +172,23 @@ def test_paths_behind_a_flag_without_patterns_are_no_pattern(
     with pytest.raises(SystemExit):
         call("evaluate", words, monkeypatch)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("sample --checkpoint=x --dtype=bfloat16", "convert from-hf --model=x --output=y --dtype=bfloat16"),
+        *("sample --checkpoint=x --streaming", "bench --config=quickstart --model-type=gpt2"),
+        *(
+            "chat --checkpoint=x --optimizer=adam",
+            "prepare --source=a --tokenizer=bytes --output=b --max-shard-size=1GB",
+        ),
+    ],
+)
+def test_what_is_true_of_another_command_is_not_said(
+    typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *words = shlex.split(typed)
+    with pytest.raises(SystemExit):
+        call(command, words, monkeypatch)
+    assert capsys.readouterr().err.endswith("--help lists all flags.\n")

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
+from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, TOLD_TO, VALUES
 from gptjax.cli.flags import (
     FALSE,
     TRUE,
@@ -190,10 +190,12 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
 
 def _find_explanation(words: Sequence[str], flags: Flags) -> str | None:
     """What is said of the first of these words, if this command has the flags of that sentence; None otherwise."""
-    reason = next((EXPLANATIONS[word] for word in words if word in EXPLANATIONS), "")
+    found = next((word for word in words if word in EXPLANATIONS), "")
+    reason = EXPLANATIONS.get(found, "")
     own = re.sub(r"(gptjax|data_pipelines)\.\w+( --\S+)+", "", reason)  # the flags of other commands
     known = {re.sub(r"\.\d+\.", ".N.", flag) for flag in flags}
-    return reason if reason and known.issuperset(re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own)) else None
+    needed = {*re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own), *([TOLD_TO[found]] if found in TOLD_TO else [])}
+    return reason if reason and needed <= known else None
 
 
 def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) -> tuple[list[str], str | None]:

@@ -119,28 +119,15 @@ for _flag, _words in _SAME.items():
 
 _DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses."
 _POSITIONS = (
-    "positions",
-    "pos-emb",
-    "pos-embed",
-    "position-embedding",
-    "position-embedding-type",
-    "positional-encoding",
+    *("positions", "pos-emb", "pos-embed"),
+    *("position-embedding", "position-embedding-type", "positional-encoding"),
 )
 _ACTIVATIONS = ("activation", "act", "act-fn", "hidden-act", "activation-function", "mlp", "mlp-type")
 EXPLANATIONS = {
     **dict.fromkeys(
         (
-            "device",
-            "devices",
-            "gpus",
-            "nproc-per-node",
-            "world-size",
-            "num-gpus",
-            "gpu",
-            "cuda",
-            "accelerator",
-            "num-devices",
-            "backend",
+            *("device", "devices", "gpus", "nproc-per-node", "world-size"),
+            *("num-gpus", "gpu", "cuda", "accelerator", "num-devices", "backend"),
         ),
         _DEVICES,
     ),
@@ -177,16 +164,9 @@ EXPLANATIONS = {
     ),
     **dict.fromkeys(
         (
-            *(
-                "optimizer",
-                "optim",
-                "optimizer.type",
-                "optimizer-type",
-                "scheduler",
-                "lr-scheduler",
-                "lr-scheduler-type",
-            ),
-            *("schedule", "lr-schedule", "learning-rate-schedule", "objective", "evaluators", "ema"),
+            *("optimizer", "optim", "optimizer.type", "optimizer-type", "scheduler", "lr-scheduler"),
+            *("lr-scheduler-type", "schedule", "lr-schedule", "learning-rate-schedule"),
+            *("objective", "evaluators", "ema"),
         ),
         "A class is chosen in the config file, and its fields are flags: see docs/optimizers.md.",
     ),
@@ -282,6 +262,18 @@ EXPLANATIONS = {
     ),
 }
 """What to say of a word that no flag stands for, to commands that have the flags which are named."""
+_TOLD_TO = {
+    "end-of-text": "dtype format bos add-bos add-eos append-eos append-eod",
+    "strict": "streaming stream-data",
+    "vocab-size": "model-type algorithm model=unigram model=bpe",
+    "data.path": "compile optimizer optim optimizer.type optimizer-type scheduler lr-scheduler lr-scheduler-type "
+    "schedule lr-schedule learning-rate-schedule objective evaluators ema decay-lr lr-decay eval-only eval",
+    "temperature": "stream no-stream",
+    "architecture": "max-shard-size",
+    "dtype": "quantize quantization quant",
+}
+TOLD_TO = {word: flag for flag, words in _TOLD_TO.items() for word in words.split()}
+"""A flag of the commands for which an explanation is true, where it names none."""
 OTHER_ALONE = ("tokens",)
 """Words that mean something else alone than at the end of a flag."""
 SWITCHED_ON = {
