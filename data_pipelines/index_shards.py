@@ -20,7 +20,6 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from data_pipelines.encode.encoder import load_text_tokenizer
 from data_pipelines.foreign_tokens import TokenFiles, find_foreign
 from data_pipelines.output.atomic_dir import hold_lock, replace_directory
 from data_pipelines.output.build import print_splits
@@ -33,6 +32,7 @@ from gptjax.core.files import check_free, expand_path, write_atomically
 from gptjax.data.file_array import iter_chunks
 from gptjax.data.manifest import Counts, Manifest, read_manifest
 from gptjax.data.shards import Format, guess_width, has_header, open_shard, token_dtype
+from gptjax.data.source import load_shard_tokenizer
 from gptjax.data.splits import list_split_files
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -226,7 +226,7 @@ def choose_tokenizer(directory: Path, spec: str | None, *, end_of_text: str | No
     path, meta = directory / FILE_NAME, directory / META_FILE
     if spec is None and not path.is_file() and meta.is_file() and (characters := read_characters(meta)) is not None:
         return characters
-    tokenizer = load_text_tokenizer(path if path.is_file() else spec or "gpt2", end_of_text=end_of_text)
+    tokenizer = load_shard_tokenizer(path if path.is_file() else spec or "gpt2", end_of_text=end_of_text)
     if spec is not None and load_tokenizer(spec, end_of_text=end_of_text).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
     return tokenizer

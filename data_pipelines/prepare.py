@@ -32,7 +32,6 @@ from data_pipelines.encode.encoder import (
     Limits,
     encode_batches,
     iter_batches,
-    load_text_tokenizer,
 )
 from data_pipelines.encode.splits import Corpus
 from data_pipelines.encode.worker_pool import refuse_in_worker
@@ -46,6 +45,7 @@ from data_pipelines.runtime.options import ShardOptions, require_at_least, run_c
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
+from gptjax.data.source import load_shard_tokenizer
 from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
@@ -142,7 +142,7 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
     if is_learned:
         return ResolvedRequest(request, corpus, None)
-    tokenizer = load_text_tokenizer(spec, end_of_text=request.end_of_text)
+    tokenizer = load_shard_tokenizer(spec, end_of_text=request.end_of_text)
     return ResolvedRequest(request, corpus, tokenizer)
 
 

@@ -6,9 +6,7 @@ encodes a batch also reads its blocks. The process that gathers the results only
 writes, so it can feed many cores.
 """
 
-import copy
 import itertools
-import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,7 +27,7 @@ from data_pipelines.readers.documents import (
     iter_documents,
 )
 from gptjax.data.shards import token_dtype
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer
 
 UNIT_COST = 2**8
 """Bytes that a unit counts beside its text, so that a batch does not hold a million empty documents."""
@@ -137,13 +135,6 @@ class EncodedBatch(NamedTuple):
                 tokens = self.tokens if mask.all() else self.tokens[np.repeat(mask, self.parts["tokens"])]
                 starts = np.cumsum(parts["tokens"]) - parts["tokens"]
                 yield split, tokens, starts[parts["begins"]], int(parts["bytes"].sum())
-
-
-def load_text_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = None) -> Tokenizer:
-    """As `load_tokenizer`, for texts one behind another: each begins with the end of text, whatever else has a name."""
-    tokenizer = copy.copy(load_tokenizer(spec, end_of_text=end_of_text))
-    tokenizer.begin_of_text_name = None
-    return tokenizer
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class TokenShards(DataSource):
         beside = Path(self._directory) / "tokenizer.json"
         if manifest is None and not beside.is_file():
             return None if self.tokenizer is None else load_shard_tokenizer(self.tokenizer)
-        tokenizer = load_shard_tokenizer(beside)
+        is_text = manifest is None or "kind" not in manifest.request
+        tokenizer = load_shard_tokenizer(beside) if is_text else load_tokenizer(beside)
         if manifest is not None and tokenizer.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"{beside} is not the tokenizer that made the shards (fingerprint {tokenizer.fingerprint[:12]}, "

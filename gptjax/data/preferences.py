@@ -21,10 +21,10 @@ from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import PackingPlan, pack_units
 from gptjax.data.row_readers import SequenceReader, check_stream
 from gptjax.data.sequences import BestFitSequences, count_scored, describe_cuts
-from gptjax.data.source import DataSource, ReadSpec, load_shard_tokenizer
+from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
-from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 KIND = "preferences"
 """The kind that the manifest of such shards records in its request."""
@@ -126,7 +126,7 @@ class PreferenceShards(DataSource):
         return replace(self, path=str(expand_path(self.path).absolute()))
 
     def load_tokenizer(self) -> Tokenizer | None:
-        return load_shard_tokenizer(Path(self._directory) / "tokenizer.json")
+        return load_tokenizer(Path(self._directory) / "tokenizer.json")
 
     def open(self, spec: ReadSpec) -> SequenceReader:
         return SequenceReader(self.open_rows("train", spec), spec, packing="pairs", prefetch=self.prefetch)

@@ -141,8 +141,11 @@ class DataSource(Protocol):
         return ""
 
 
-def load_shard_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
-    """`load_tokenizer` for shards, where the end of text also begins documents, whatever begins them elsewhere."""
-    found = copy.copy(load_tokenizer(spec))
+def load_shard_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = None) -> Tokenizer:
+    """`load_tokenizer` for shards of texts, whose documents begin with the end of text, whatever begins them elsewhere.
+
+    Chats and pairs begin as the tokenizer says.
+    """
+    found = copy.copy(load_tokenizer(spec, end_of_text=end_of_text))
     found.begin_of_text_name = None
     return found
