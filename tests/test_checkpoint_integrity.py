@@ -252,6 +252,14 @@ def test_save_into_a_run_that_was_moved_makes_no_second_one(tmp_path: Path):
         with pytest.raises(UserError, match=f"could not be written: {run} was moved or deleted; put it back"):
             manager.save(2, state, metadata={}, best_value=None)
         assert not run.exists()
+        strange = run / "checkpoints/2.unfinished"
+        strange.mkdir(parents=True)  # of a new run of this name, which has saved more
+        (run / "checkpoints/2").mkdir()
+        before = sorted(run.rglob("*"))
+        with pytest.raises(UserError, match=f"{run} is of another command now: this run was moved; put it back"):
+            manager.save(2, state, metadata={}, best_value=None)
+        assert sorted(run.rglob("*")) == before
+        shutil.rmtree(run)
         moved.rename(run)
         manager.save(2, state, metadata={}, best_value=None)
         manager.wait()

@@ -83,8 +83,14 @@ def test_writer_writes_a_deleted_file_again_and_follows_one_that_was_edited(
     assert [record["step"] for record in read_metrics(path)] == [2, 4]
     moved = path.parent.rename(path.parent.with_name(f"{path.parent.name} moved"))
     writer.write({"step": 5})
+    path.parent.mkdir()  # a new run has the name
+    writer.write({"step": 6})
+    assert not path.exists()
+    path.write_text('{"step": 1}\n')
+    writer.write({"step": 7})
     writer.close()
-    assert [record["step"] for record in read_metrics(moved / path.name)] == [2, 4, 5]
+    assert path.read_text() == '{"step": 1}\n'
+    assert [record["step"] for record in read_metrics(moved / path.name)] == [2, 4, 5, 6, 7]
 
 
 def test_writer_keeps_lines_for_later_while_its_file_cannot_be_opened_again(

@@ -37,6 +37,7 @@ from gptjax.checkpoints.checkpoint_format import (
 from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps
 from gptjax.checkpoints.joint_save import JointCheckpointer
 from gptjax.checkpoints.rotation import ALL_DAMAGED, choose_step, clear_unfinished, prune, roll_back_to
+from gptjax.core.directory_identity import DirectoryIdentity
 from gptjax.core.errors import UserError
 from gptjax.core.files import make_directories
 from gptjax.core.lazy import LazyModule
@@ -94,8 +95,11 @@ class CheckpointManager:
         check_path(directory)
         self._directory = Path(directory).absolute()
         self._record = record
+        self._run: DirectoryIdentity | None = None
+        """The first process, which names and removes directories, makes sure that they are still this run's."""
         if jax.process_index() == 0:
             make_directories(self._directory)
+            self._run = DirectoryIdentity.read(self._directory.parent)
             clear_unfinished(self._directory)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints cleared")
@@ -147,7 +151,7 @@ class CheckpointManager:
             args = make_save_args(
                 _collect_items(state), metadata, step=step, best_value=value, best_metric=self._config.best_metric
             )
-            self._checkpointer.save(unfinished, args, name=f"save {step} {attempt}")
+            self._checkpointer.save(unfinished, args, name=f"save {step} {attempt}", run=self._run)
         is_recorded = self._record is not None and self._record.is_file()
         records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
         self._pending = self._background.submit(self._finish, path, unfinished, records)
@@ -165,7 +169,12 @@ class CheckpointManager:
         return self._pending is not None and self._pending.done()
 
     def _finish(self, path: Path, unfinished: Path, records: dict[Path, int]) -> None:
-        self._checkpointer.finish(lambda: commit_checkpoint(unfinished, path, records=records))
+        def commit() -> None:
+            if self._run is not None:
+                self._run.check()
+            commit_checkpoint(unfinished, path, records=records)
+
+        self._checkpointer.finish(commit)
         if jax.process_index() == 0:
             config = self._config
             try:
@@ -184,7 +193,7 @@ class CheckpointManager:
         except Exception:
             self._checkpointer.settle()
             with suppress(OSError):
-                if jax.process_index() == 0:
+                if self._run is not None and not self._run.is_replaced():
                     clear_unfinished(self._directory)
             raise
 
@@ -240,7 +249,8 @@ class CheckpointManager:
 
     def _agree_on_newest(self) -> int:
         """The newest complete step; -1 without any. Other hosts may see a shared disk as it was seconds before."""
-        newest = -1 if jax.process_index() != 0 or self.latest is None else self.latest
+        is_known = self._run is not None and not self._run.is_replaced()
+        newest = self.latest if is_known and self.latest is not None else -1
         return int(multihost_utils.broadcast_one_to_all(newest)) if jax.process_count() > 1 else newest
 
     @property

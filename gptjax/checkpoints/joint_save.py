@@ -16,6 +16,7 @@ import jax
 
 from gptjax.checkpoints.checkpoint_format import ARRAY_ITEMS, ARRAY_OPTIONS, describe_cause
 from gptjax.checkpoints.integrity import METADATA
+from gptjax.core.directory_identity import DirectoryIdentity
 from gptjax.core.lazy import LazyModule
 from gptjax.process.diagnosis import shows_tracebacks
 from gptjax.sharding.distributed import collect_failures
@@ -79,14 +80,18 @@ class JointCheckpointer:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_is_not_of_orbax)
 
-    def save(self, directory: Path, args: "ocp.args.Composite", *, name: str) -> None:
-        """Begin to write this directory, and return once the arrays may be donated. `name` is that of the save."""
+    def save(
+        self, directory: Path, args: "ocp.args.Composite", *, name: str, run: DirectoryIdentity | None = None
+    ) -> None:
+        """Begin to write this directory, and return once the arrays may be donated. `name` is that of the save.
+
+        `run` must be in its place: Orbax would make another one, without its config. The first process gives it.
+        """
         self._save = JointSave(name)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of one that fails
-        run = directory.parent.parent
         try:
-            if jax.process_index() == 0 and not run.is_dir():  # Orbax would make another one, without its config
-                raise OSError(errno.ENOENT, f"{run} was moved or deleted; put it back")
+            if run is not None:
+                run.check()
             self._orbax.save(directory, args=args, force=True)
         except Exception as error:
             self._save.fail(error)

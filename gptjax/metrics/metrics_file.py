@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.core.directory_identity import DirectoryIdentity
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import write_atomically
 from gptjax.process.console import print_once
@@ -35,6 +36,7 @@ class MetricsFileWriter:
         self._path = path
         self._file = path.open("a+b", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
+        self._directory = DirectoryIdentity.read(path.parent)
         self._pending: list[bytes] = []
         self._has_warned = False
 
@@ -54,23 +56,27 @@ class MetricsFileWriter:
             self._has_warned = True
 
     def _follow_path(self) -> None:
-        """Go on in the file of this name if it was replaced, as by an editor; write it again if it was deleted."""
+        """Go on in the file of this name if it was replaced, as by an editor; write it again if it was deleted.
+
+        If its directory was moved, the lines follow it, whatever has the path now.
+        """
         own = os.fstat(self._file.fileno())
-        try:
+        found = None
+        with contextlib.suppress(FileNotFoundError):
             found = self._path.stat()
-        except FileNotFoundError:
-            if not self._path.parent.is_dir():  # moved with its directory: the lines follow it
+        if found is None or not os.path.samestat(own, found):
+            if not self._path.parent.is_dir() or self._directory.is_replaced():
                 return
-            write_atomically(self._path, os.pread(self._file.fileno(), own.st_size, 0))
-            found = self._path.stat()
-            print_once(f"warning: {self._path} was deleted; its lines are written again")
-        if not os.path.samestat(own, found):
+            if found is None:
+                write_atomically(self._path, os.pread(self._file.fileno(), own.st_size, 0))
+                print_once(f"warning: {self._path} was deleted; its lines are written again")
             opened = self._path.open("a+b", buffering=0)  # while this fails, the file before stays open
             before, self._file = self._file, opened
-            self._size = os.fstat(opened.fileno()).st_size
+            own = os.fstat(opened.fileno())
+            self._size = own.st_size
             with contextlib.suppress(OSError):
                 before.close()
-        self._size = min(self._size, os.fstat(self._file.fileno()).st_size)  # it may have been cut
+        self._size = min(self._size, own.st_size)  # it may have been cut
 
     def _write_pending(self) -> None:
         content = b"".join(self._pending)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gptjax.core.directory_identity import LOCK, read_token
 from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file, make_directories
 
-LOCK = ".lock"
 SHARE_SECONDS = 60.0
 """A network file system may show a new file so much later."""
 _LOOK_SECONDS = 0.5
@@ -56,7 +56,7 @@ def check_shared(directory: Path, token: int, *, seconds: float = SHARE_SECONDS)
     if jax.process_count() == 1:
         return
     end = time.monotonic() + seconds
-    while not (is_there := _find_token(directory) == token) and time.monotonic() < end:
+    while not (is_there := read_token(directory) == str(token)) and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
     found = np.ravel(multihost_utils.process_allgather(np.asarray(is_there)))
     if missing := [str(i) for i in np.flatnonzero(~found)]:
@@ -65,8 +65,3 @@ def check_shared(directory: Path, token: int, *, seconds: float = SHARE_SECONDS)
             f"{directory}: {who} another directory of this name than process 0. All need one that they share: give "
             "--output-dir a path on a shared file system, the same for all."
         )
-
-
-def _find_token(directory: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int((directory / LOCK).read_text())
