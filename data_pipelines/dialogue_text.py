@@ -7,21 +7,21 @@ from gptjax.core.errors import quote
 from gptjax.tokenization.messages import ROLE_NAMES, SKIPPED, TOOL_ROLES, TOOLS, InvalidRecord, UselessRecord
 
 _NAMES = "|".join([*ROLE_NAMES, *TOOL_ROLES])
-TOKENS = (
-    re.compile(rf"<\|im_start\|>({_NAMES})(?:\n|\Z)"),
-    re.compile(rf"<\|start_header_id\|>({_NAMES})<\|end_header_id\|>\s*"),
-    re.compile(rf"<start_of_turn>({_NAMES})(?:\n|\Z)"),
-    re.compile(rf"<\|({_NAMES})\|>\n?"),
-    re.compile(r"\[(/?INST)\]"),
-)
-"""ChatML's, Llama 3's, Gemma's, Zephyr's and Phi's, Llama 2's. No content has them, so each begins a turn."""
+TOKENS = {
+    re.compile(rf"<\|im_start\|>({_NAMES})(?:\n|\Z)"): r"<\|im_start\|>",
+    re.compile(rf"<\|start_header_id\|>({_NAMES})<\|end_header_id\|>\s*"): r"<\|(?:start|end)_header_id\|>",
+    re.compile(rf"<start_of_turn>({_NAMES})(?:\n|\Z)"): r"<start_of_turn>",
+    re.compile(rf"<\|({_NAMES})\|>\n?"): r"<\|\w+\|>",
+    re.compile(r"\[(/?INST)\]"): r"\[/?INST\]|<</?SYS>>",
+}
+"""ChatML's, Llama 3's, Gemma's, Zephyr's and Phi's, Llama 2's. Each begins a turn; what no content may have of them."""
 HEADINGS = re.compile(r"(?<!#)### ?(system|human|user|assistant|instruction|input|response) ?:[ \n]?", re.IGNORECASE)
 SPEAKERS = re.compile(r"(?:\A|\n)(Human|User|Assistant|AI|Bot|System): ?")
 """Guanaco's and Alpaca's, HH-RLHF's: words that a content may have, too. A text has one name for each role."""
 MARKS = f"{SKIPPED}marks of who speaks inside a content"
 BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
 ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<s>")
-_LEFT = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+_END = "|".join(map(re.escape, ENDS))
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _ROLES = ROLE_NAMES | {"instruction": "user", "input": "user", "response": "assistant"}
 _ROLES |= {"inst": "user", "/inst": "assistant"}
@@ -36,12 +36,12 @@ def split_dialogue(text: str, *, where: str) -> Turns | None:
     `InvalidRecord`, beginning with `where`, where marks are left over, because they would be learned as letters.
     """
     kinds = [(first.start(), kind) for kind in (*TOKENS, HEADINGS, SPEAKERS) if (first := kind.search(text))]
-    candidates = (_split(text, kind, where=where) for _, kind in sorted(kinds, key=lambda found: found[0]))
-    has_both = lambda turns: {"user", "assistant"} <= {message["role"] for message in turns}
-    turns = next(filter(has_both, candidates), None)
-    if turns is not None:
-        _check_contents(turns, where=where)
-    return turns
+    for _, kind in sorted(kinds, key=lambda found: found[0]):
+        turns = _split(text, kind, where=where)
+        if {"user", "assistant"} <= {turn["role"] for turn in turns}:
+            _check_contents(turns, kind, where=where)
+            return turns
+    return None
 
 
 def split_speakers(text: str, *, where: str) -> Turns:
@@ -128,10 +128,12 @@ def _strip(content: str) -> str:
     return content
 
 
-def _check_contents(turns: Turns, *, where: str) -> None:
+def _check_contents(turns: Turns, kind: re.Pattern[str], *, where: str) -> None:
+    """Refuse the marks of the text's own kind; where words are its marks, tokens may be what it is divided by."""
+    left_over = re.compile("|".join([_END, *([TOKENS[kind]] if kind in TOKENS else TOKENS.values())]))
     if any(turn["role"] in TOOL_ROLES for turn in turns):
         raise UselessRecord(f"conversations {TOOLS}")
     for number, turn in enumerate(turns, start=1):
-        if left := _LEFT.search(turn["content"]):
+        if left := left_over.search(turn["content"]):
             shown = quote(left[0], limit=40)
-            raise InvalidRecord(f"{where}: message {number} has {shown} in its content, a mark of another form.", MARKS)
+            raise InvalidRecord(f"{where}: message {number} has {shown} in its content, where no turn ends.", MARKS)

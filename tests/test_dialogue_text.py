@@ -43,12 +43,27 @@ def test_turns_of_tools_are_told(start, end):
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>critic\nHm.<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>",
         "### Human: [INST] Hi### Assistant: Ho",
         "<|start|>user<|message|>Hi\nUser: a\nAssistant: b",
+        "[INST] Hi [/INST] Ho </s> Another text.",
+        "[INST] Hi [/INST] Ho <<SYS>> Be brief. <</SYS>>",
+        "User: Hi\nAssistant: Ho</s>\n<s>Another text.",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|endoftext|>Another text.",
+        "<start_of_turn>user\nHi<end_of_turn>\nsaid<start_of_turn>model\nHo",
     ],
 )
 def test_marks_that_are_left_over_are_refused(text):
-    with pytest.raises(InvalidRecord, match="a mark of another form") as caught:
+    with pytest.raises(InvalidRecord, match="in its content, where no turn ends") as caught:
         split(text)
     assert str(caught.value).startswith("x: message ")
+
+
+@pytest.mark.parametrize("asked", ["[INST]", "<|pad|>", "<start_of_turn>", "<<SYS>>", "<|user|>"])
+def test_marks_of_other_formats_may_be_asked_about(asked):
+    for text in (
+        f"<|im_start|>user\nWhat is {asked}?<|im_end|>\n<|im_start|>assistant\nA mark.<|im_end|>",
+        f"<|start_header_id|>user<|end_header_id|>\n\nWhat is {asked}?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA mark.<|eot_id|>",
+    ):
+        assert split(text) == [("user", f"What is {asked}?"), ("assistant", "A mark.")]
 
 
 QUOTE = "Sure:\nUser: hi\nBot: hello"

@@ -18,6 +18,7 @@ from gptjax.core.errors import UserError
 from gptjax.tokenization import gpt2_files
 from gptjax.tokenization import tokenizer as module
 from gptjax.tokenization.tokenizer import BPE, GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer_json import spell_token
 
 TEXTS = [
     "",
@@ -161,6 +162,28 @@ def test_encode_with_a_million_spaces_is_an_error(trained: dict[str, Tokenizer])
     with pytest.raises(UserError, match="million spaces"):
         trained["gpt2-pattern"].encode(" " * 1_500_000 + "b")
     assert trained["gpt2-pattern"].decode(trained["gpt2-pattern"].encode(" " * 1_500_000)) == " " * 1_500_000
+
+
+def test_a_file_of_all_pairs_of_tiktokens_ranks_is_read_as_llama_3_wrote_it(
+    trained: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    ours = trained["gpt4-pattern"]
+    content = ours.to_json()
+    ranks = sorted((i, token) for token, i in ours.tokens.items() if len(token) > 1)
+    pairs = [(token[:cut], token[cut:]) for _, token in ranks for cut in range(1, len(token))]
+    content["model"]["merges"] = [list(map(spell_token, p)) for p in pairs if all(half in ours.tokens for half in p)]
+    content["model"]["ignore_merges"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    found, other = load_tokenizer(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert len(found.merges) > len(ours.merges)
+    again = tokenizers.Tokenizer.from_file(str(found.save(tmp_path / "saved")))
+    for text in [*TEXTS, *(random_text(300, seed) for seed in range(20))]:
+        assert found.encode(text).tolist() == ours.encode(text).tolist() == other.encode(text).ids
+        assert again.encode(text).ids == other.encode(text).ids
+    content["model"]["ignore_merges"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="in several ways without ignore_merges"):
+        load_tokenizer(tmp_path)
 
 
 def test_load_reads_vocabulary_and_merges_under_both_names(trained: dict[str, Tokenizer], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ by Hugging Face `tokenizers`. Files of others are read if they are of one of the
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -55,7 +56,7 @@ def to_json(table: TokenTable) -> dict[str, Any]:
     else:
         vocab = {spell_token(token): i for token, i in table.tokens.items()} | dict(table.specials)
         merges = [(spell_token(left), spell_token(right)) for left, right in table.merges]
-        written = Tokenizer(models.BPE(vocab, merges))
+        written = Tokenizer(models.BPE(vocab, merges, ignore_merges=has_several_merges(table)))
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=table.pattern == GPT2_PATTERN)
         written.pre_tokenizer = bytes_only
         if table.pattern not in (None, GPT2_PATTERN):
@@ -65,6 +66,11 @@ def to_json(table: TokenTable) -> dict[str, Any]:
     names = sorted(table.specials, key=table.specials.__getitem__)
     written.add_special_tokens([AddedToken(name, normalized=False) for name in names])
     return json.loads(written.to_str())
+
+
+def has_several_merges(table: TokenTable) -> bool:
+    """Whether tokens are made in more than one way, as in Llama 3's file: it lists every pair that is a token."""
+    return table.kind == "bpe" and len(table.merges) > len(table.tokens) - 256
 
 
 def read_directory(directory: Path) -> TokenTable:
@@ -181,7 +187,10 @@ def read_tokenizer_json(path: Path) -> TokenTable:
     if added := [name for name in specials if _adds(content["post_processor"], name)]:
         names = " and ".join(map(quote, added))
         print_once(f"note: {path} adds {names} to each text, and here a text is read without it", to_stderr=True)
-    return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
+    table = _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
+    if has_several_merges(table) and not model.get("ignore_merges"):
+        raise UserError(f"{path}: merges a token in several ways without ignore_merges, as tiktoken cannot.")
+    return table
 
 
 def _adds(post_processor: Any, name: str) -> bool:
@@ -242,14 +251,17 @@ def _make_bpe(
     pattern: str,
     where: Path,
 ) -> TokenTable:
-    """Byte-level BPE from a file's content. tiktoken merges in the order of ids, so merges must have it."""
+    """Byte-level BPE from a file's content. tiktoken merges in the order of ids, so merges must have it.
+
+    A file that was made of tiktoken's ranks lists all pairs that are a token, and has `ignore_merges`.
+    """
     _check_ids(vocab | specials, where)
     tokens = {_from_letters(letters, where): i for letters, i in vocab.items() if letters not in specials}
     merges = [(_from_letters(pair[0], where), _from_letters(pair[1], where)) for pair in pairs if len(pair) == 2]
     ids = [tokens.get(left + right, -1) for left, right in merges]
-    increasing = all(a < b for a, b in zip([-1, *ids], ids, strict=False))
+    increasing = all(0 <= a <= b for a, b in itertools.pairwise(ids)) and ids[:1] != [-1]
     every_byte = all(bytes([b]) in tokens for b in range(256))
-    if not (increasing and every_byte and len(tokens) == 256 + len(pairs) == 256 + len(merges)):
+    if not (increasing and every_byte and len(pairs) == len(merges) and len(tokens) == 256 + len({*ids})):
         raise UserError(
             f"{where}: {len(tokens)} tokens and {len(pairs)} merges do not make a byte-level BPE: wanted the "
             f"256 bytes and one token for each merge, numbered in the order of merging. {WANTED_KIND}"
