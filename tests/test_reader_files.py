@@ -99,6 +99,8 @@ def test_a_readme_beside_records_is_not_read(names, expected, tmp_path):
         ("tiny_shakespeare", "--source=shakespeare or --source=shakespeare_char"),
         ("data\\a.txt", "--source=data/a.txt"),
         ("nothing.txt", "hf:OWNER/NAME"),
+        ("t", "hf:OWNER/NAME"),
+        ("tiny", "hf:OWNER/NAME"),
     ],
 )
 def test_a_mistyped_source_shows_the_right_one(spec, advice, tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ LEFT_OUT = "files of other formats in the directory not read (a quoted pattern n
 UNCUT = "files of records are not cut by --separator, which is for text files"
 AS_TEXT = "files of an unknown format read as plain text"
 AS_LINES = "files of an unknown format read as JSON lines, as their first lines are"
-
+SHORTEST = 4
+"""Letters of a word that is taken for the beginning of a source's name."""
 
 DocumentReader = Callable[[Path, ReadContext], Iterator[Chunk]]
 """Yields the documents of one file in order, or blocks of them. A new one is added to `READERS` with its suffixes."""
@@ -68,7 +69,8 @@ def suggest_source(spec: str) -> str:
     """What was probably meant by a spec that names nothing; empty if nothing is known."""
     names = [name for name in re.split(r"[, ]+", spec) if name]
     plain = re.sub(r"[^a-z0-9]", "", spec.lower().removeprefix("tiny"))
-    alike = [name for name in (*RECIPES, "stdlib") if plain and re.sub(r"[^a-z0-9]", "", name).startswith(plain)]
+    is_beginning = lambda name: len(plain) >= SHORTEST and re.sub(r"[^a-z0-9]", "", name).startswith(plain)
+    alike = list(filter(is_beginning, (*RECIPES, "stdlib")))
     alike = alike or difflib.get_close_matches(spec.lower(), (*RECIPES, "stdlib"))
     if len(names) > 1 and all(map(os.path.exists, names)):
         return "a directory that holds these files, or a quoted pattern such as '*.txt'"

@@ -101,6 +101,9 @@ def find_tokenizer_directory(name: str) -> Path | None:
 
 def explain_missing(name: str) -> str:
     """What to say of a name under which there is no tokenizer."""
+    kind, _, size = name.partition(":")
+    if kind == "bpe" and not size.isdecimal():
+        return f"tokenizer {name!r}: wanted bpe:SIZE, such as bpe:1024, which prepare and prepare_chat learn."
     if name == "chars" or name.startswith("bpe:"):
         learn = "python -m data_pipelines.train_tokenizer learns a BPE"
         learners = "prepare and prepare_chat learn" if name.startswith("bpe:") else "prepare learns"
@@ -108,9 +111,8 @@ def explain_missing(name: str) -> str:
     is_repository = re.fullmatch(r"[\w-]+/[\w.-]+", name) and not name.endswith(".json")
     files = " ".join((FILE_NAME, *CONFIG_FILES, "chat_template.jinja"))
     hub = f" The hub's is fetched by hf download {name} {files} --local-dir=DIR" if is_repository else ""
-    return (
-        f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns chars or bpe:8192.{hub}"
-    )
+    learned = "prepare learns chars or bpe:8192, prepare_chat bpe:1024"
+    return f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; {learned}.{hub}"
 
 
 def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:
