@@ -92,6 +92,20 @@ def test_goodput_log_that_cannot_be_written_warns_once(tmp_path: Path, capsys: p
     assert read_spans(tmp_path) == []
 
 
+def test_goodput_log_of_a_moved_run_writes_nothing_into_a_new_run_of_its_name(tmp_path: Path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    run.mkdir()
+    log = GoodputLog(run)
+    run.rename(moved)
+    run.mkdir()
+    log.add("start", 1.0, step=0)
+    assert not list(run.iterdir())
+    run.rmdir()
+    moved.rename(run)
+    log.add("compile", 1.0, step=0)
+    assert [span.kind for span in read_spans(run)] == ["compile"]
+
+
 class Pending:
     """A scalar that is computed when its value is needed."""
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, read_lines, tiny_config, write_text_shards
 
-from gptjax.checkpoints.checkpoint import CheckpointConfig
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import complete_steps
 from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
 from gptjax.data.batch_size import locate_first_row
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
@@ -22,10 +23,10 @@ from gptjax.objectives.objective import MicroBatch, NextToken
 from gptjax.optim import AdamW, Constant
 from gptjax.runs import trainer
 from gptjax.runs.resume import adopt_history
-from gptjax.runs.rollback import add_offset, adopt_offsets
+from gptjax.runs.rollback import add_offset, adopt_offsets, roll_back
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
-from gptjax.supervision.divergence import RollbackConfig
+from gptjax.supervision.divergence import Diverged, RollbackConfig
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,19 @@ def test_run_that_goes_back_learns_as_if_told_so_from_the_start(config: TrainCon
     told = replace(config, name="told", row_offsets=offsets, rollback=RollbackConfig())
     assert train(told) == 0
     assert read_lines(told.directory) == losses
+
+
+def test_run_that_was_moved_sets_no_checkpoints_of_a_new_run_aside(tmp_path: Path):
+    config = tiny_config(tmp_path / "shards", output_dir=str(tmp_path), name="run")
+    run, moved = config.directory, tmp_path / "moved"
+    with CheckpointManager(run / "checkpoints", CheckpointConfig()) as checkpoints:
+        run.rename(moved)
+        (run / "checkpoints/9").mkdir(parents=True)
+        before = sorted(run.rglob("*"))
+        divergence = Diverged(step=5, last_good=4, reason="the loss is not finite", rollbacks=1)
+        with pytest.raises(UserError, match=f"The run cannot go back: {run} is of another command now"):
+            roll_back(config, checkpoints, divergence, tokenizer=None, source=None)
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.mark.slow

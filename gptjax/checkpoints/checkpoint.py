@@ -156,6 +156,11 @@ class CheckpointManager:
         records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
         self._pending = self._background.submit(self._finish, path, unfinished, records)
 
+    def check_place(self) -> None:
+        """Raise an OSError on the first process if the run was moved. Another one may have its path."""
+        if self._run is not None:
+            self._run.check()
+
     def wait(self) -> None:
         """Wait until all saves are on disk. Raises a UserError if one could not be written."""
         pending, self._pending = self._pending, None
@@ -170,8 +175,7 @@ class CheckpointManager:
 
     def _finish(self, path: Path, unfinished: Path, records: dict[Path, int]) -> None:
         def commit() -> None:
-            if self._run is not None:
-                self._run.check()
+            self.check_place()
             commit_checkpoint(unfinished, path, records=records)
 
         self._checkpointer.finish(commit)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptjax.core.directory_identity import DirectoryIdentity
 from gptjax.metrics.console import format_duration
 from gptjax.process.console import print_once
 
@@ -49,6 +50,7 @@ class GoodputLog:
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = directory / GOODPUT_FILE, clock
+        self._directory = DirectoryIdentity.read(directory)
         self._steps: Span | None = None
         self._has_failed = False
 
@@ -78,6 +80,7 @@ class GoodputLog:
         if span.kind == "step":
             line |= {"first": span.first, "data": round(span.data, 4)}
         try:
+            self._directory.check()  # a new run may have the name of one that was moved
             with self._path.open("a", encoding="utf-8") as file:  # a line that a kill has cut is left behind
                 file.write(("\n" if self._ends_cut() else "") + json.dumps(line) + "\n")
         except OSError as error:

@@ -40,6 +40,12 @@ def roll_back(
         checkpoints.wait()
     step = 0
     if jax.process_index() == 0:
+        try:
+            checkpoints.check_place()
+        except OSError as error:
+            raise UserError(
+                f"step {divergence.step:,}: {divergence.reason}. The run cannot go back: {error.strerror}."
+            ) from None
         step = set_aside_after(config.directory / CHECKPOINTS, divergence.last_good, why="rolled_back")
     if jax.process_count() > 1:
         step = int(multihost_utils.broadcast_one_to_all(step))
