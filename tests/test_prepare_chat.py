@@ -184,6 +184,13 @@ def test_template_may_be_a_file_of_ones_own(tmp_path, run):
         [(tokens, _)] = documents(tmp_path / f"out{number}")
         assert tokenizer.chat_template == own
         assert "[ASK]Be brief.\n\n2+2?[/ASK]<|assistant_start|>4" in tokenizer.decode(tokens)
+    tokenizer = load_tokenizer(tmp_path / "out0")
+    named = replace(own, user=replace(own.user, header="<|v1|>"))
+    tokenizer.with_chat_template(named).save(tmp_path / "older")
+    run(source, "as before", tokenizer=str(tmp_path / "older"))
+    assert load_tokenizer(tmp_path / "as before").specials == tokenizer.specials
+    run(source, "new", tokenizer=str(tmp_path / "older"), template=str(tmp_path / "older"))
+    assert load_tokenizer(tmp_path / "new").specials.keys() - tokenizer.specials.keys() == {"<|v1|>"}
 
 
 def test_validation_by_hash_or_from_another_source(tmp_path, run):
