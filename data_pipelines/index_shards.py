@@ -31,8 +31,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import check_free, expand_path, write_atomically
 from gptjax.data.file_array import iter_chunks
 from gptjax.data.manifest import Counts, Manifest, read_manifest
-from gptjax.data.shards import Format, guess_width, has_header, open_shard, token_dtype
-from gptjax.data.source import load_shard_tokenizer
+from gptjax.data.shards import Format, guess_width, has_header, load_shard_tokenizer, open_shard, token_dtype
 from gptjax.data.splits import list_split_files
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer

@@ -45,7 +45,7 @@ from data_pipelines.runtime.options import ShardOptions, require_at_least, run_c
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
-from gptjax.data.source import load_shard_tokenizer
+from gptjax.data.shards import load_shard_tokenizer
 from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 

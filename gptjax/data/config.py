@@ -13,8 +13,8 @@ from gptjax.data.packing import Packing
 from gptjax.data.preferences import check_kind
 from gptjax.data.row_readers import MixtureReader, SequenceReader, check_stream
 from gptjax.data.sequences import Sequences, open_sequences
-from gptjax.data.shards import Format
-from gptjax.data.source import DataSource, ReadSpec, RowSet, load_shard_tokenizer
+from gptjax.data.shards import Format, load_shard_tokenizer
+from gptjax.data.source import DataSource, ReadSpec, RowSet
 from gptjax.data.splits import find_split_files, open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.difference import explain_difference

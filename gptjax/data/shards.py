@@ -4,6 +4,7 @@ A file is the 1,024-byte header of llm.c and modded-nanogpt (256 little-endian i
 followed by the token ids. Shards published for those projects can be read as they are.
 """
 
+import copy
 import os
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from jaxtyping import UInt
 from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath
 from gptjax.data.file_array import FileArray
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 Format = Literal["shards", "raw-uint16", "raw-uint32"]
 Tokens = UInt[np.ndarray, " n"]
@@ -181,3 +183,13 @@ def _are_bytes_alike(content: bytes) -> bool:
     distance = np.sum((low - high) ** 2 / np.maximum(total, 1)) / degrees
     is_even = np.sum((total - mean) ** 2) < limit * 255 * mean
     return bool(len(pairs) >= 2 * degrees and distance < limit and not is_even)
+
+
+def load_shard_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = None) -> Tokenizer:
+    """`load_tokenizer` for shards of texts, whose documents begin with the end of text, whatever begins them elsewhere.
+
+    Chats and pairs begin as the tokenizer says.
+    """
+    found = copy.copy(load_tokenizer(spec, end_of_text=end_of_text))
+    found.begin_of_text_name = None
+    return found

@@ -6,8 +6,6 @@ of that sequence. So nothing about the reader is saved, and a resumed run reads 
 A class of your own needs `open` alone: derive from `DataSource` and `RowReader`, and write it into the config.
 """
 
-import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -18,7 +16,7 @@ from jaxtyping import Int
 from gptjax.data.batch_size import BatchSchedule, RowOffsets, locate_first_row
 from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.token_stream import TokenStream
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer
 
 Rows = dict[str, np.ndarray]
 """Arrays of shape (n, T), int32 or float32, by name; see `RowReader.read`."""
@@ -139,13 +137,3 @@ class DataSource(Protocol):
     def history_until(self, step: int) -> str:
         """What the steps before this one read, as far as the config decides it; compared when a run resumes."""
         return ""
-
-
-def load_shard_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = None) -> Tokenizer:
-    """`load_tokenizer` for shards of texts, whose documents begin with the end of text, whatever begins them elsewhere.
-
-    Chats and pairs begin as the tokenizer says.
-    """
-    found = copy.copy(load_tokenizer(spec, end_of_text=end_of_text))
-    found.begin_of_text_name = None
-    return found
