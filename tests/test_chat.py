@@ -11,7 +11,7 @@ import tokenizers
 
 from data_pipelines.encode.bpe_trainer import PatternName, train_bpe
 from gptjax.core.errors import UserError
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, with_jinja
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, with_jinja, write_jinja
 from gptjax.tokenization.chat_template import (
     CHAT_TEMPLATE_FILE,
     CHATML,
@@ -73,7 +73,8 @@ def test_every_token_and_mark_of_a_conversation(tok: BPE):
 def test_a_conversation_begins_as_documents_of_the_model_do(tok: BPE):
     other = tok.with_special_tokens(["<s>"])
     other.begin_of_text_name = "<s>"
-    jinja = CHATML.to_jinja(begin="<s>")
+    jinja = write_jinja(other.with_chat_template(CHATML))
+    assert jinja == CHATML.to_jinja(begin="<s>")
     for tokenizer in (other.with_chat_template(CHATML), with_jinja(other, jinja)):
         assert ChatEncoder(tokenizer).encode_prompt([USER])[0] == other.specials["<s>"]
 

@@ -20,6 +20,7 @@ from gptjax.evaluation.windows import EvalWindow, rolling_windows
 from gptjax.generation.decoding import prepare_for_decoding
 from gptjax.generation.generate import generate
 from gptjax.model.gpt import GPT
+from gptjax.tokenization.chat import write_jinja
 from gptjax.tokenization.tokenizer import Tokenizer
 
 # Of an extra, which type checkers may not find.
@@ -43,9 +44,8 @@ class HarnessModel(TemplateLM):
         """`chat_template` is Jinja, as transformers stores it. By default it is the tokenizer's own, if it has one."""
         super().__init__()
         self.model, self.batch_size = model, batch_size
-        self.text_tokenizer, self.template = tokenizer, chat_template
-        if chat_template is None and tokenizer.chat_template is not None:
-            self.template = tokenizer.chat_template.to_jinja(begin=tokenizer.begin_of_text_name or self._end_name)
+        self.text_tokenizer = tokenizer
+        self.template = write_jinja(tokenizer) if chat_template is None else chat_template
         ends = [tokenizer.end_of_text]
         if tokenizer.chat_template is not None:
             ends.append(tokenizer.specials[tokenizer.chat_template.assistant.end])

@@ -29,7 +29,10 @@ HEAD_BLOCK = 512
 MIN_LENGTH = 16
 """Rows are filled up to at least this many tokens."""
 COMPILATION_FLOPS = {"cpu": 1e11, "accelerator": 1e14}
-"""What a device computes in about the time in which a program is compiled (benchmarks/RESULTS.md)."""
+"""What a device computes in about the time in which a program is compiled.
+
+A CPU's follows from measurements (benchmarks/RESULTS.md). That of GPUs and TPUs is an estimate.
+"""
 
 
 class TokenScores(NamedTuple):

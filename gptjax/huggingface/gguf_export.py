@@ -17,6 +17,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.positions import DEFAULT_ROTARY_BASE
 from gptjax.sharding.devices import DType
+from gptjax.tokenization.chat import write_jinja
 from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 from gptjax.tokenization.tokenizer_json import spell_token
 
@@ -147,5 +148,5 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, *, vocab_size: int) -> Non
     writer.add_bos_token_id(tokenizer.begin_of_text)
     writer.add_eos_token_id(last)
     writer.add_add_bos_token(False)
-    if template is not None:
-        writer.add_chat_template(template.to_jinja(begin=tokenizer.begin_of_text_name or tokenizer.end_of_text_name))
+    if (jinja := write_jinja(tokenizer)) is not None:
+        writer.add_chat_template(jinja)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.huggingface.safetensors_dir import write_json
+from gptjax.tokenization.chat import write_jinja
 from gptjax.tokenization.tokenizer import GPT2_PATTERN, Tokenizer
 from gptjax.tokenization.tokenizer_json import write_vocab_and_merges
 
@@ -26,8 +27,8 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, context_length: in
     if (begin := tokenizer.begin_of_text_name) is not None:
         settings["bos_token"] = begin
     write_json(directory / "tokenizer_config.json", settings)
-    if (template := tokenizer.chat_template) is not None:
-        (directory / "chat_template.jinja").write_text(template.to_jinja(begin=begin or end), encoding="utf-8")
+    if (jinja := write_jinja(tokenizer)) is not None:
+        (directory / "chat_template.jinja").write_text(jinja, encoding="utf-8")
     if has_gpt2_files(tokenizer):
         write_vocab_and_merges(directory, tokens=tokenizer.tokens, specials=tokenizer.specials, merges=tokenizer.merges)
 

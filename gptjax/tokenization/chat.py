@@ -102,6 +102,12 @@ def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer.with_chat_template(CHATML) if is_ready else tokenizer
 
 
+def write_jinja(tokenizer: Tokenizer) -> str | None:
+    """The tokenizer's template in Jinja, for others to begin a conversation as `ChatEncoder` does; None without one."""
+    begin = tokenizer.begin_of_text_name or tokenizer.end_of_text_name
+    return None if tokenizer.chat_template is None else tokenizer.chat_template.to_jinja(begin=begin)
+
+
 def with_jinja(tokenizer: Tokenizer, jinja: str | None) -> Tokenizer:
     """The tokenizer, with ChatML as its template where a Jinja template, which is not executed, writes its tokens."""
     if jinja is None or tokenizer.chat_template is not None or not all(token in jinja for token in CHAT_TOKENS):
