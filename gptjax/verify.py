@@ -20,11 +20,12 @@ import tyro
 from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_damage, read_sums, sum_file
+from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_file
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS, list_references
+from gptjax.runs.run_sums import find_log_damage
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def verify(directory: Path) -> list[str]:
         problems = _verify_run_files(directory)
         damaged = "\n".join(problems)
         references = [file for file in list_references(directory) if str(file) not in damaged]
-        return [*problems, *_verify_references(references), *_verify_checkpoints(directory)]
+        of_references = _verify_references(references)
+        return [*problems, *of_references, *_verify_checkpoints(directory), *find_log_damage(directory)]
     if not directory.exists():
         raise UserError(f"{directory} does not exist.")
     raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
@@ -133,32 +135,14 @@ def _verify_checkpoints(directory: Path) -> list[str]:
     problems: list[str] = []
     for step in list_steps(directory / CHECKPOINTS):
         path = directory / CHECKPOINTS / str(step)
-        damage = [*find_checkpoint_damage(path), *_verify_records(directory, path)]
+        damage = find_checkpoint_damage(path)
         if damage and not path.is_dir():
             print(f"{path}: deleted meanwhile, by a run that keeps newer checkpoints")
             continue
         if not damage:
             has_sums = (path / "checksums.json").is_file()
             print(f"{path}: {'unchanged' if has_sums else 'complete; written without sums, so changes do not show'}")
-        problems += [problem for problem in damage if problem not in problems]
-    return problems
-
-
-def _verify_records(directory: Path, checkpoint: Path) -> list[str]:
-    """Compare the beginning of metrics.jsonl with what it was when a checkpoint was written."""
-    try:
-        found = read_sums(checkpoint)
-    except DamagedFileError:
-        return []  # already reported
-    problems = []
-    for name, values in (found[1].get("records", {}) if found else {}).items():
-        wanted, path = FileSum(*values), directory / name
-        if not path.is_file():
-            problems.append(f"{path} is missing; it had {wanted.bytes:,} bytes when {checkpoint.name} was saved")
-        elif sum_file(path, size=wanted.bytes) != wanted:
-            problems.append(
-                f"{path}: its first {wanted.bytes:,} bytes are not those of when {checkpoint.name} was saved"
-            )
+        problems += damage
     return problems
 
 
