@@ -3,9 +3,9 @@
     python -m gptjax.verify runs/quickstart
     python -m gptjax.verify runs/quickstart data/books
 
-For a run, each checkpoint, the files beside the checkpoints, a stored reference and metrics.jsonl are compared with the
-sizes and sums that were written with them. For prepared data, every file is compared with its manifest. Exits with 2 if
-anything differs.
+For a run, each checkpoint, the files beside the checkpoints, a stored reference and the logs are compared with the
+sizes and sums that were written with them. So is an export of `to-hf` or `to-peft`. For prepared data, every file is
+compared with its manifest. Exits with 2 if anything differs.
 """
 
 import json
@@ -33,7 +33,7 @@ class Verify:
     """Read every byte of runs and of prepared data, and name what differs from what was written."""
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run directories and directories with a manifest.json."""
+    """Directories of runs, of exports, and of prepared data, with a manifest.json."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,7 +84,9 @@ def verify(directory: Path) -> list[str]:
         return [*problems, *of_references, *_verify_checkpoints(directory), *find_log_damage(directory)]
     if not directory.exists():
         raise UserError(f"{directory} does not exist.")
-    raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
+    raise UserError(
+        f"{directory} is neither a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})."
+    )
 
 
 def _verify_run_files(directory: Path) -> list[str]:
