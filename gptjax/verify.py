@@ -84,9 +84,8 @@ def verify(directory: Path) -> list[str]:
         return [*problems, *of_references, *_verify_checkpoints(directory), *find_log_damage(directory)]
     if not directory.exists():
         raise UserError(f"{directory} does not exist.")
-    raise UserError(
-        f"{directory} is neither a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})."
-    )
+    kinds = f"a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})"
+    raise UserError(f"{directory} is neither {kinds}.")
 
 
 def _verify_run_files(directory: Path) -> list[str]:
