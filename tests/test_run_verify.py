@@ -42,7 +42,7 @@ def flip_bit(path: Path) -> None:
 def test_verify_reads_runs_and_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shards = write_text_shards(tmp_path / "shards")
     main([str(run), str(shards)])
-    files, checkpoint, logs, data = capsys.readouterr().out.splitlines()
+    files, checkpoint, _, logs, data = capsys.readouterr().out.splitlines()
     assert "environment.json, config.py, config.json, tokenizer.json are unchanged" in files
     assert checkpoint == f"{run}/checkpoints/1: unchanged"
     assert logs == f"{run}: not summed yet: 12 bytes of metrics.jsonl, written since the last checkpoint"

@@ -50,9 +50,9 @@ class _Mark(NamedTuple):
 def find_log_damage(directory: Path) -> Iterator[str]:
     """Yield a line for each log of a run that is missing or has changed, with the steps between which it differs.
 
-    Prints which logs have more than was ever summed: of a run that goes on, or that was killed.
+    Prints which are unchanged, and which have more than was ever summed: of a run that goes on, or that was killed.
     """
-    open_logs = []
+    unchanged, open_logs = [], []
     marks = _collect_marks(directory)
     for name, found in marks.items():
         path = directory / name
@@ -60,9 +60,13 @@ def find_log_damage(directory: Path) -> Iterator[str]:
             yield f"{path} is missing; it had {found[-1].found.bytes:,} bytes when {found[-1].when}"
         elif (problem := _describe_change(path, found)) is not None:
             yield problem
-        elif more := path.stat().st_size - found[-1].found.bytes:
-            open_logs.append(f"{more:,} bytes of {name}")
+        else:
+            unchanged.append(name)
+            if more := path.stat().st_size - found[-1].found.bytes:
+                open_logs.append(f"{more:,} bytes of {name}")
     open_logs += [name for path in list_logs(directory) if (name := str(path.relative_to(directory))) not in marks]
+    if unchanged:
+        print(f"{directory}: {', '.join(unchanged)} are unchanged")
     if open_logs:
         print(f"{directory}: not summed yet: {', '.join(open_logs)}, written since the last checkpoint")
 

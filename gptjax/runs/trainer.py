@@ -33,7 +33,7 @@ from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, write_run_files
 from gptjax.runs.run_lock import run_lock
 from gptjax.runs.run_sums import list_logs, seal_run
-from gptjax.runs.same_command import check_same_command
+from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
@@ -113,7 +113,8 @@ def _train(
         if frozen.read_spec != read_spec:
             read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
-        fingerprints |= {"validation": evaluators.validation_fingerprint} | frozen.fingerprints
+        fingerprints |= (opened := {"validation": evaluators.validation_fingerprint} | frozen.fingerprints)
+        check_same_content(opened)
         run = _Run(
             mesh=mesh,
             tokenizer=tokenizer,
