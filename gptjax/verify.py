@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 
 from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
+from gptjax.checkpoints.rotation import list_set_aside
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_file
@@ -134,8 +135,8 @@ def _describe_reference(path: Path, sha256: str) -> str | None:
 
 def _verify_checkpoints(directory: Path) -> list[str]:
     problems: list[str] = []
-    for step in list_steps(directory / CHECKPOINTS):
-        path = directory / CHECKPOINTS / str(step)
+    checkpoints = directory / CHECKPOINTS
+    for path in (*(checkpoints / str(step) for step in list_steps(checkpoints)), *list_set_aside(checkpoints)):
         damage = find_checkpoint_damage(path)
         if damage and not path.is_dir():
             print(f"{path}: deleted meanwhile, by a run that keeps newer checkpoints")

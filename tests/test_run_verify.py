@@ -106,6 +106,14 @@ def test_step_that_a_live_run_deletes_meanwhile_is_no_problem(
     assert "checkpoints/1: deleted meanwhile" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("why", "is_read"), [("after_1", True), ("rolled_back", True), ("damaged", False)])
+def test_verify_reads_checkpoints_that_a_run_has_gone_back_from(run: Path, why: str, is_read: bool):
+    aside = run / CHECKPOINTS / f"2.{why}"
+    shutil.copytree(run / CHECKPOINTS / "1", aside)
+    flip_bit(file := min(aside.rglob("d/*")))
+    assert [str(file) in problem for problem in verify(run)] == [True] * is_read
+
+
 def test_verify_refuses_what_is_no_run(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="neither a run"):
