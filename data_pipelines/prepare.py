@@ -34,7 +34,6 @@ from data_pipelines.encode.encoder import (
     iter_batches,
 )
 from data_pipelines.encode.splits import Corpus
-from data_pipelines.encode.worker_pool import refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
@@ -148,7 +147,6 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints progress to stderr and a summary to stdout."""
-    refuse_in_worker()
     resolved = resolve_request(request) if isinstance(request, Prepare) else request
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:

@@ -24,17 +24,19 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
+from data_pipelines.conversations.examples import EncodeConversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import SplitRule, parse_split
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
+from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
@@ -44,8 +46,6 @@ from gptjax.tokenization.tokenizer import Tokenizer
 
 LEARNED = re.compile(r"bpe:\d+")
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
-EMPTY_MESSAGE = "conversations have an empty message, which was kept"
-REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +74,6 @@ class PrepareChat(PrepareScored):
     def choose_flags(self, tokens: int) -> str:
         flags = super().choose_flags(tokens)
         return flags.removesuffix(" --init-from=RUN") if self.is_learned else flags  # no run knows its ids yet
-
-
-@dataclass(frozen=True)
-class EncodeConversation:
-    """A record as a document."""
-
-    encoder: ChatEncoder
-    renamed: Mapping[str, str]
-
-    def __call__(self, record: Any, where: str) -> Example:
-        messages, unscored, left_out = parse_conversation(record, where=where, renamed=self.renamed)
-        found = {
-            EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
-            REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
-        }
-        document = self.encoder.encode_conversation(messages, unscored=unscored)
-        notes = (*left_out, *(note for note, is_true in found.items() if is_true))
-        return Example(repr(messages), [document], notes)
 
 
 def find_template(name: str) -> ChatTemplate:
