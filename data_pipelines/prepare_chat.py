@@ -16,6 +16,10 @@ A record is one of these, in JSON lines, a JSON array (.json), Parquet or a tabl
     {"chat_messages": [{"sender": "human", "text": "2+2?"}, {"sender": "assistant", …}]}           Claude's export
     {"mapping": {…}, "current_node": "…"}                                                          ChatGPT's export
     {"text": "### Human: 2+2?### Assistant: 4"}                                                    marks in a text
+    {"conversation": [{"system": "Add.", "input": "2+2?", "output": "4"}]}                         xtuner
+    {"context": "2+2=4", "question": "2+2?", "answers": {"text": ["4"]}}                           SQuAD
+
+and the fields of P3, Natural Instructions, MOSS, Glaive, CAMEL, TriviaQA, Nectar, UltraFeedback and distilabel.
 
 There is at most one system message, the first; the user follows. Two messages of one role in a row stay two turns.
 Each conversation becomes a document in the chat template, which is saved beside the tokenizer. Scored are the

@@ -11,6 +11,8 @@ A record is one of these, in JSON lines, a JSON array (.json) or Parquet; LIST i
     {"chosen": "\\n\\nHuman: 2+2?\\n\\nAssistant: 4", "rejected": …}  HH-RLHF
     {"prompt": "2+2=", "chosen": "4", "rejected": "5"}           plain text
     {"prompt": …, "response_0": …, "response_1": …, "better_response_id": 0}  SafeRLHF; so SHP, LMSYS, AlpacaFarm
+    {"prompt": …, "response_1": …, "response_2": …, "preference_strength": -2}  HelpSteer2; so HelpSteer3, WebGPT
+    {"prompt": …, "answers": [{"answer": …, "rank": 1}, …]}      Nectar: best and worst; so UltraFeedback, distilabel
 
 Messages become conversations in the tokenizer's chat template; scored are the assistant's messages in the completion.
 Plain text becomes `<|endoftext|>`, prompt and completion, `<|endoftext|>`; scored are the completion and the end, and a

@@ -33,7 +33,7 @@ from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 6
+RECORDS_VERSION = 7
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
