@@ -38,7 +38,7 @@ from data_pipelines.conversations.examples import EncodeConversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import SplitRule, parse_split
-from data_pipelines.readers.records import find_record_files, iter_blocks
+from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
@@ -111,19 +111,18 @@ def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
     """The messages of the training part. Raises `UserError` where there are none, with what is wrong with the first."""
     rule, count, wrong = parse_split(request.effective_split), 0, list[str]()
     assert isinstance(rule, SplitRule)
-    for path in find_record_files(request.source):
-        for block in iter_blocks(path, fields=(*FIELDS, *request.renamed)):
-            for where, record in block.read():
-                try:
-                    if isinstance(record, UserError):
-                        raise record
-                    messages = parse_conversation(record, where=where, renamed=request.renamed).messages
-                except UserError as error:  # told when it is encoded
-                    wrong = wrong or [f" {error}"]
-                    continue
-                if rule.choose_split(repr(messages).encode()) == "train":
-                    count += 1
-                    yield from (message.content.encode() for message in messages)
+    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+        for where, record in block.read():
+            try:
+                if isinstance(record, UserError):
+                    raise record
+                messages = parse_conversation(record, where=where, renamed=request.renamed).messages
+            except UserError as error:  # told when it is encoded
+                wrong = wrong or [f" {error}"]
+                continue
+            if rule.choose_split(repr(messages).encode()) == "train":
+                count += 1
+                yield from (message.content.encode() for message in messages)
     if count == 0:
         raise UserError(f"source {request.source}: holds no usable conversations for training.{''.join(wrong)}")
 

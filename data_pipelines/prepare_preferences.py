@@ -27,7 +27,7 @@ from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.examples import EncodePair
 from data_pipelines.conversations.preference_formats import FIELDS, parse_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.readers.records import find_record_files, iter_blocks
+from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
@@ -59,11 +59,10 @@ def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT
 
 def _begins_with_turns(request: PreparePreferences) -> bool:
     """Whether the first usable pair consists of messages, for which the tokenizer needs the tokens of a chat."""
-    for path in find_record_files(request.source):
-        for block in iter_blocks(path, fields=(*FIELDS, *request.renamed)):
-            for where, record in block.read():
-                with contextlib.suppress(UserError):
-                    return isinstance(parse_pair(record, where=where, renamed=request.renamed).prompt, list)
+    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+        for where, record in block.read():
+            with contextlib.suppress(UserError):
+                return isinstance(parse_pair(record, where=where, renamed=request.renamed).prompt, list)
     return False
 
 

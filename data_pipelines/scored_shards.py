@@ -7,6 +7,7 @@ Blocks of records are parsed and encoded on all cores. A killed command continue
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,7 @@ from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.fields import parse_renaming
-from data_pipelines.readers.files import identify_readers
-from data_pipelines.readers.paths import identify_files
-from data_pipelines.readers.records import find_record_files, iter_blocks
+from data_pipelines.readers.record_sources import RecordSource, open_records
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
@@ -65,6 +64,12 @@ class PrepareScored(ShardOptions):
         """The fields that have another name in the source."""
         return parse_renaming(self.rename_fields)
 
+    @functools.cached_property
+    def sources(self) -> dict[str, RecordSource]:
+        """The sources by the flag that names them."""
+        named = {"source": self.source, "validation_source": self.validation_source}
+        return {flag: open_records(spec) for flag, spec in named.items() if spec is not None}
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
         tokenizer = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
@@ -76,8 +81,7 @@ class PrepareScored(ShardOptions):
         """As given; by default a larger part of a small source, so that it has a validation split."""
         if self.split is not None or self.validation_source is not None:
             return super().effective_split
-        size = sum(path.stat().st_size for path in find_record_files(self.source))
-        return SMALL_SPLIT if size < SMALL_BYTES else super().effective_split
+        return SMALL_SPLIT if self.sources["source"].size < SMALL_BYTES else super().effective_split
 
     def suggest_splits(self, used: str) -> str:
         return "--split=hash:0.3, --split=none or a --validation-source"
@@ -87,10 +91,6 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
     """Prepare the data unless it exists already; prints a summary."""
 
     def compute_identity() -> dict[str, Any]:
-        sources = {"source": request.source, "validation_source": request.validation_source}
-        found = {name: find_record_files(spec) for name, spec in sources.items() if spec}
-        files = {name: identify_files(str(sources[name]), paths) for name, paths in found.items()}
-        readers = identify_readers(path.name for paths in found.values() for path in paths)
         return {
             "kind": kind.name,
             "tokenizer": kind.tokenizer.fingerprint,
@@ -102,8 +102,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
             "strict": request.strict,
             "format": MANIFEST_VERSION,
             "records": RECORDS_VERSION,
-            **files,
-            **readers,
+            **{flag: source.identity() for flag, source in request.sources.items()},
             **({"rename_fields": request.renamed} if request.renamed else {}),
         }
 
@@ -146,14 +145,12 @@ def _write_shards(
 
 
 def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> Iterator[Task]:
-    for spec, rule in [
-        (request.source, parse_split(request.effective_split)),
-        (request.validation_source, AllTo("val")),
-    ]:
+    rules = {"source": parse_split(request.effective_split), "validation_source": AllTo("val")}
+    for flag, source in request.sources.items():
+        rule = rules[flag]
         assert isinstance(rule, SplitRule)
-        for path in find_record_files(spec) if spec is not None else ():
-            for block in iter_blocks(path, fields=kind.fields, block_bytes=limits.batch_bytes):
-                yield Task(rule, block)
+        for block in source.iter_blocks(kind.fields, limits.batch_bytes):
+            yield Task(rule, block)
 
 
 def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:

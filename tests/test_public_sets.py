@@ -93,14 +93,14 @@ CHATS = {
     "glaive": (
         {
             "system": "SYSTEM: Help.",
-            "chat": "USER: Hi there.\n\n\nASSISTANT: Hello. <|endoftext|>\n\n\nUSER: Bye\n\n\nASSISTANT: Bye! <|endoftext|>\n",
+            "chat": "USER: Hi.\n\n\nASSISTANT: Hello <|endoftext|>\n\n\nUSER: So?\n\n\nASSISTANT: So. <|endoftext|>",
         },
         [
             ("system", "Help."),
-            ("user", "Hi there."),
-            ("assistant", "Hello."),
-            ("user", "Bye"),
-            ("assistant", "Bye!"),
+            ("user", "Hi."),
+            ("assistant", "Hello"),
+            ("user", "So?"),
+            ("assistant", "So."),
         ],
         False,
     ),

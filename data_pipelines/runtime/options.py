@@ -29,7 +29,8 @@ class ShardOptions:
     least_tokens: ClassVar[int] = 0
     """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
     source: str
-    """A .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a directory of them or a quoted pattern."""
+    """A .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow file, a directory of them, a quoted pattern,
+    `hf:OWNER/NAME` or `tfds:NAME`."""
     output: Path
     """Directory to create."""
     split: str | None = None
