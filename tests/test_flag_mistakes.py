@@ -131,6 +131,7 @@ TYPED = {
     "bench --config=quickstart --batch-size=4,8": "wanted a whole number",
     "bench --config=quickstart --lora=8": "Write --lora.rank=8.",
     "bench --config=quickstart --packing=bestfit": "Write --data.packing=best_fit.",
+    "prepare": "Write --source=… --output=…. A --tokenizer=… is needed, too",
     "evaluate --checkpoint=x --no-eval": "Everything is evaluated that is named: --tasks=NAMES,",
     "evaluate --checkpoint=x --eval_iters=200": "--tokens=N counts the tokens to predict",
     "evaluate --checkpoint=x --trust_remote_code": "Nothing that was downloaded or saved is executed.",

@@ -74,6 +74,10 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
     names = " and ".join(f"--{name}" for name in missing)
     forms = " ".join(f"--{name}=…" for name in missing)
     kinds = "".join(f" {MISSING[name]}" for name in missing if name in MISSING)
+    if {"text-field", "tokenizer", "output"} <= flags.keys() and "tokenizer" not in given:
+        kinds = (
+            " A --tokenizer=… is needed, too, unless the source is a recipe: gpt2, bytes, chars, bpe:SIZE or a file."
+        )
     return f"{names} {'is' if len(missing) == 1 else 'are'} not given. Write {forms}.{kinds}"
 
 
