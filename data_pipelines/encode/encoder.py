@@ -141,12 +141,14 @@ class EncodedBatch(NamedTuple):
 class Encoder:
     """Reads and encodes a batch, in any process.
 
-    Documents of more than `max_tokens` continue as further documents; they must come whole.
+    Documents of more than `max_tokens` continue as further documents; they must come whole. With `has_text_files`, the
+    notes advise to cut them.
     """
 
     tokenizer: Tokenizer
     context: ReadContext
     max_tokens: int | None = None
+    has_text_files: bool = False
 
     def __call__(self, batch: UnitBatch) -> EncodedBatch:
         context, number, end = self.context.fresh_copy(), 0, self.tokenizer.end_of_text
@@ -156,7 +158,8 @@ class Encoder:
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
-                count_marks(piece.content, self.tokenizer.specials, context.notes)
+                specials = self.tokenizer.specials
+                count_marks(piece.content, specials, context.notes, has_text_files=self.has_text_files)
                 ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
                 length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
                 for begin in range(0, len(ids), length):
@@ -167,13 +170,17 @@ class Encoder:
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
 
-def count_marks(content: Document, specials: Iterable[str], notes: Notes) -> None:
-    """Note how often the text of a special token stands in a document."""
+def count_marks(content: Document, specials: Iterable[str], notes: Notes, *, has_text_files: bool) -> None:
+    """Note how often the text of a special token stands in a document; text files can be cut there, records cannot."""
     if b"<" not in (text := bytes(content)):  # most text, at once
         return
     for mark in {*LEARNED_MARKS, *(name for name in specials if name.startswith("<"))}:
         if times := text.count(mark.encode()):
-            advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if mark in ENDS else ""
+            advice = (
+                f"; --separator='{mark}' (data.separator in a config) cuts text files"
+                if has_text_files and mark in ENDS
+                else ""
+            )
             notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
 
 

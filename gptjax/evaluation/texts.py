@@ -121,9 +121,10 @@ def encode_text(
             f'(in a config: EvalProtocol(first_token="context", …)).'
         )
     documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
+    can_cut = path.is_dir() or _import_reader("files").is_text_file(path.name)
     for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):
         if times := sum(document.count(mark) for document in documents):
-            advice = f"; --separator='{mark}' cuts text files" if mark == END_OF_TEXT else ""
+            advice = f"; --separator='{mark}' cuts text files" if can_cut and mark == END_OF_TEXT else ""
             note = f"times {mark} stands in text and is scored as text{advice}"
             _tell([count_of(times, note)], told)
     count = COUNT_WORDS[protocol.words]

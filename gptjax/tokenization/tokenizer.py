@@ -158,7 +158,7 @@ class Tokenizer(ABC):
         other.chat_template = template
         return other
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> str:
         """The content of `tokenizer.json`."""
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
 
@@ -191,7 +191,7 @@ class Tokenizer(ABC):
             content = {"eos_token": self.end_of_text_name, "bos_token": self.begin_of_text_name}
             content["tokenizer_class"] = "PreTrainedTokenizerFast"
             write_atomically(path.parent / CONFIG_FILES[0], json.dumps(content, indent=1) + "\n")
-        write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
+        write_atomically(path, self.to_json())
         if self.chat_template is not None:
             self.chat_template.save(path.parent)
         else:

@@ -44,8 +44,8 @@ class TokenTable(NamedTuple):
     pattern: str | None = None
 
 
-def to_json(table: TokenTable) -> dict[str, Any]:
-    """The content of `tokenizer.json`."""
+def to_json(table: TokenTable) -> str:
+    """The content of `tokenizer.json`, as the library writes it: with indents, Python takes ten times as long."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers  # only writing needs it
 
     if table.kind == "chars":
@@ -54,8 +54,10 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         written.decoder = decoders.Fuse()
     else:
-        vocab = {spell_token(token): i for token, i in table.tokens.items()} | dict(table.specials)
-        merges = [(spell_token(left), spell_token(right)) for left, right in table.merges]
+        spelled = {token: spell_token(token) for token in table.tokens}
+        vocab = {spelled[token]: i for token, i in table.tokens.items()} | dict(table.specials)
+        spell = lambda token: spelled.get(token) or spell_token(token)
+        merges = [(spell(left), spell(right)) for left, right in table.merges]
         written = Tokenizer(models.BPE(vocab, merges, ignore_merges=has_several_merges(table)))
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=table.pattern == GPT2_PATTERN)
         written.pre_tokenizer = bytes_only
@@ -65,7 +67,7 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.decoder = decoders.ByteLevel()
     names = sorted(table.specials, key=table.specials.__getitem__)
     written.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    return json.loads(written.to_str())
+    return written.to_str(pretty=True)
 
 
 def has_several_merges(table: TokenTable) -> bool:
@@ -258,8 +260,10 @@ def _make_bpe(
     A file that was made of tiktoken's ranks lists all pairs that are a token, and has `ignore_merges`.
     """
     _check_ids(vocab | specials, where)
-    tokens = {_from_letters(letters, where): i for letters, i in vocab.items() if letters not in specials}
-    merges = [(_from_letters(pair[0], where), _from_letters(pair[1], where)) for pair in pairs if len(pair) == 2]
+    spelled = {letters: _from_letters(letters, where) for letters in vocab if letters not in specials}
+    tokens = {spelled[letters]: vocab[letters] for letters in spelled}
+    read = lambda letters: spelled[letters] if letters in spelled else _from_letters(letters, where)
+    merges = [(read(pair[0]), read(pair[1])) for pair in pairs if len(pair) == 2]
     ids = [tokens.get(left + right, -1) for left, right in merges]
     increasing = all(0 <= a <= b for a, b in itertools.pairwise(ids)) and ids[:1] != [-1]
     every_byte = all(bytes([b]) in tokens for b in range(256))
@@ -301,24 +305,35 @@ def _alphabet() -> tuple[str, ...]:
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
-    return {char: b for b, char in enumerate(_alphabet())}
+def _letter_of() -> dict[int, str]:
+    """For `str.translate`: the letter of a byte, which is a character of Latin-1."""
+    return dict(enumerate(_alphabet()))
+
+
+@functools.cache
+def _byte_of() -> dict[int, str]:
+    """For `str.translate`: a letter's byte as a character of Latin-1. Characters that are no letter become none."""
+    others = dict.fromkeys(range(0x100), "\uffff")
+    return others | {ord(letter): chr(b) for b, letter in enumerate(_alphabet())}
 
 
 def is_token_name(name: str, tokens: Mapping[bytes, int]) -> bool:
     """Whether a file would write one of these tokens as `name`."""
-    return all(char in _byte_of() for char in name) and bytes(_byte_of()[char] for char in name) in tokens
+    try:
+        return name.translate(_byte_of()).encode("latin-1") in tokens
+    except UnicodeEncodeError:
+        return False
 
 
 def spell_token(token: bytes) -> str:
     """A token of a byte-level BPE as files write it: a letter for each byte."""
-    return "".join(_alphabet()[b] for b in token)
+    return token.decode("latin-1").translate(_letter_of())
 
 
 def _from_letters(letters: str, where: Path) -> bytes:
     try:
-        return bytes(_byte_of()[char] for char in letters)
-    except KeyError:
+        return letters.translate(_byte_of()).encode("latin-1")
+    except UnicodeEncodeError:
         raise UserError(
             f"{where}: token {quote(repr(letters))} is not written in the byte-level alphabet of GPT-2."
         ) from None
