@@ -36,6 +36,7 @@ UNIT_COST = 2**8
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
+LOST = "tokens are {}, for the vocabulary cannot express the text"
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
 
 
@@ -156,8 +157,10 @@ class Encoder:
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
-                count_marks(piece.content, self.tokenizer.specials, context.notes)
+                count_marks(piece.content, self.tokenizer, context.notes)
                 ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
+                if (unknown := self.tokenizer.unknown) is not None and (lost := int((ids == unknown).sum())):
+                    context.notes[LOST.format(self.tokenizer.decode([unknown]))] += lost
                 length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
                 for begin in range(0, len(ids), length):
                     new = [before, ids[begin : begin + length]] if piece.begins else [ids]
@@ -167,12 +170,17 @@ class Encoder:
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
 
-def count_marks(content: Document, specials: Iterable[str], notes: Notes) -> None:
-    """Note how often the text of a special token stands in a document."""
+def count_marks(content: Document, tokenizer: Tokenizer, notes: Notes) -> None:
+    """Note how often the text of a special token stands in a document, or of another added one."""
     if b"<" not in (text := bytes(content)):  # most text, at once
         return
-    for mark in {*LEARNED_MARKS, *(name for name in specials if name.startswith("<"))}:
-        if times := text.count(mark.encode()):
+    added = {*tokenizer.specials, *tokenizer.text_tokens}
+    for mark in {*LEARNED_MARKS, *(name for name in added if name.startswith("<"))}:
+        if not (times := text.count(mark.encode())):
+            continue
+        if mark in tokenizer.text_tokens:
+            notes[f"times {mark} stands in text and becomes this token, which is not special"] += times
+        else:
             advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if mark in ENDS else ""
             notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
 
