@@ -36,7 +36,7 @@ UNIT_COST = 2**8
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
-LOST = "tokens are {}, for the vocabulary cannot express the text"
+LOST = "times {} stands for text that the vocabulary cannot express"
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
 
 

@@ -284,10 +284,9 @@ def _find_common_beginning(texts: Sequence[str]) -> str:
 
 
 def _without_borders(text: str) -> str:
-    """Text with U+FFFD in place of what stands for special tokens here."""
-    for border in (BORDER, EATS_RIGHT, EATS_LEFT) if "\ufdd0" in text else ():
-        text = text.replace(border, REPLACEMENT)
-    return text
+    """Text of the same size that holds nothing of what stands for special tokens here: U+FFFD is in its place."""
+    is_safe = "\ufdd0" not in text or not any(border in text for border in (BORDER, EATS_RIGHT, EATS_LEFT))
+    return text if is_safe else text.replace("\ufdd0", REPLACEMENT)
 
 
 def _insert(text: str, cuts: Sequence[int]) -> str:
