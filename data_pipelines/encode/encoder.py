@@ -7,7 +7,7 @@ writes, so it can feed many cores.
 """
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -157,7 +157,7 @@ class Encoder:
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
-                count_marks(piece.content, self.tokenizer, context.notes)
+                count_marks(piece.content, self.tokenizer.specials, context.notes, found=self.tokenizer.text_tokens)
                 ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
                 if (unknown := self.tokenizer.unknown) is not None and (lost := int((ids == unknown).sum())):
                     context.notes[LOST.format(self.tokenizer.decode([unknown]))] += lost
@@ -170,15 +170,14 @@ class Encoder:
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
 
-def count_marks(content: Document, tokenizer: Tokenizer, notes: Notes) -> None:
-    """Note how often the text of a special token stands in a document, or of another added one."""
+def count_marks(content: Document, specials: Iterable[str], notes: Notes, *, found: Collection[str] = ()) -> None:
+    """Note how often the text of a special token stands in a document, or of an added one that is `found` in text."""
     if b"<" not in (text := bytes(content)):  # most text, at once
         return
-    added = {*tokenizer.specials, *tokenizer.text_tokens}
-    for mark in {*LEARNED_MARKS, *(name for name in added if name.startswith("<"))}:
+    for mark in {*LEARNED_MARKS, *(name for name in (*specials, *found) if name.startswith("<"))}:
         if not (times := text.count(mark.encode())):
             continue
-        if mark in tokenizer.text_tokens:
+        if mark in found:
             notes[f"times {mark} stands in text and becomes this token, which is not special"] += times
         else:
             advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if mark in ENDS else ""
