@@ -225,10 +225,10 @@ def test_marks_begin_where_the_answer_does(loaded: dict[str, LibraryTokenizer]) 
         assert marks.all()
 
 
-PHI_ROLES = [RoleFormat(f"<|{role}|>", "\n", "<|end|>", "\n") for role in ("user", "assistant", "system")]
+USER, ASSISTANT, SYSTEM = (RoleFormat(f"<|{name}|>", "\n", "<|end|>", "\n") for name in ("user", "assistant", "system"))
 CHATS: dict[str, ChatTemplate] = {
     "qwen": replace(CHATML, begins=False),
-    "phi": ChatTemplate(*PHI_ROLES, begins=False),
+    "phi": ChatTemplate(USER, ASSISTANT, SYSTEM, begins=False),
     "mistral": ChatTemplate(RoleFormat("[INST]", "", "[/INST]"), RoleFormat("<s>", "", "</s>"), None, begins=False),
 }
 

@@ -1,7 +1,7 @@
 """tokenizer.json and its older relatives: how a table of tokens is stored, and which files can be read.
 
-A file is read into a `TokenTable`, which is all that decides the ids; nothing else of a file matters. Files are written
-by Hugging Face `tokenizers`. Files of others are read if they are of one of the three kinds.
+A file of one of our kinds is read into a `TokenTable`, which is all that decides the ids; nothing else of it matters.
+Any other is a `LibraryFile`, which stays as it is. Files are written by Hugging Face `tokenizers`.
 """
 
 import functools
