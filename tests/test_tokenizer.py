@@ -168,7 +168,7 @@ def test_a_file_of_all_pairs_of_tiktokens_ranks_is_read_as_llama_3_wrote_it(
     trained: dict[str, Tokenizer], tmp_path: Path
 ) -> None:
     ours = trained["gpt4-pattern"]
-    content = ours.to_json()
+    content = json.loads(ours.to_json())
     ranks = sorted((i, token) for token, i in ours.tokens.items() if len(token) > 1)
     pairs = [(token[:cut], token[cut:]) for _, token in ranks for cut in range(1, len(token))]
     content["model"]["merges"] = [list(map(spell_token, p)) for p in pairs if all(half in ours.tokens for half in p)]
@@ -187,7 +187,7 @@ def test_a_file_of_all_pairs_of_tiktokens_ranks_is_read_as_llama_3_wrote_it(
 
 def test_load_reads_vocabulary_and_merges_under_both_names(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     tok = trained["gpt2-pattern"]
-    model = tok.to_json()["model"]
+    model = json.loads(tok.to_json())["model"]
     merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
     for vocab_name, merges_name in [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")]:
         folder = tmp_path / vocab_name
@@ -202,7 +202,7 @@ def test_load_reads_vocabulary_and_merges_under_both_names(trained: dict[str, To
 def test_load_reads_a_file_of_transformers(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     """Merges as strings, a post-processor, the special token inside the vocabulary."""
     tok = trained["gpt2-pattern"]
-    content = tok.to_json()
+    content = json.loads(tok.to_json())
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     content["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
     assert content["model"]["vocab"]["<|endoftext|>"] == 399
@@ -225,7 +225,7 @@ def test_load_reads_a_file_of_transformers(trained: dict[str, Tokenizer], tmp_pa
 def test_load_refuses_files_that_it_would_misread(
     trained: dict[str, Tokenizer], tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    content = json.loads(json.dumps(trained["gpt4-pattern"].to_json()))
+    content = json.loads(trained["gpt4-pattern"].to_json())
     change(content)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message) as caught:
@@ -254,7 +254,7 @@ def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
 @pytest.fixture
 def small_gpt2(trained: dict[str, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The small BPE in the role of GPT-2: its two files, their hashes and its fingerprint; no package, no network."""
-    model = trained["gpt2-pattern"].to_json()["model"]
+    model = json.loads(trained["gpt2-pattern"].to_json())["model"]
     merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
     files = {"vocab.bpe": merges.encode(), "encoder.json": json.dumps(model["vocab"]).encode()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32
@@ -140,7 +140,7 @@ class Tokenizer(ABC):
         return decoder.add(ids) + decoder.finish()
 
     @abstractmethod
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> str:
         """The content of `tokenizer.json`."""
 
     @abstractmethod
@@ -208,16 +208,12 @@ class Tokenizer(ABC):
             content = {"eos_token": self.end_of_text_name, "bos_token": self.begin_of_text_name}
             content["tokenizer_class"] = "PreTrainedTokenizerFast"
             write_atomically(path.parent / CONFIG_FILES[0], json.dumps(content, indent=1) + "\n")
-        write_atomically(path, self.to_text())
+        write_atomically(path, self.to_json())
         if self.chat_template is not None:
             self.chat_template.save(path.parent)
         else:
             (path.parent / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
         return path
-
-    def to_text(self) -> str:
-        """The text of `tokenizer.json`."""
-        return json.dumps(self.to_json(), ensure_ascii=False, indent=1)
 
 
 def count_before(ends: np.ndarray, border: int) -> int:

@@ -24,7 +24,7 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import hash_json
 from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer, count_before
-from gptjax.tokenization.tokenizer_json import get_byte_letters
+from gptjax.tokenization.tokenizer_json import read_letters, spell_token
 
 # Stand for special tokens beside a text: added tokens that no text holds, for these are no characters.
 BORDER, EATS_RIGHT, EATS_LEFT = (f"\ufdd0{kind}\ufdd1" for kind in "|><")
@@ -164,8 +164,7 @@ class LibraryTokenizer(Tokenizer):
     @functools.cached_property
     def probes(self) -> list[int]:
         """Ids after which a text shows what of it is certain: a letter, and a byte that is no beginning of one."""
-        bytes_of = {letter: byte for letter, byte in get_byte_letters().items() if byte == 0xFF}
-        names = ["<0xFF>", *(bytes_of if self._is_byte_level else ())]
+        names = ["<0xFF>", *([spell_token(b"\xff")] if self._is_byte_level else [])]
         found = [i for name in names if (i := self._library.token_to_id(name)) is not None]
         return [*self.encode("a")[-1:].tolist(), *found]
 
@@ -175,7 +174,7 @@ class LibraryTokenizer(Tokenizer):
 
     def count_bytes_per_token(self) -> Int32[np.ndarray, " V"]:
         """Bytes of each token behind another one, whose decoder may strip blanks from the first."""
-        sizes, letters, first = np.zeros(self.vocab_size, np.int32), get_byte_letters(), self.encode("a")[-1:].tolist()
+        sizes, first = np.zeros(self.vocab_size, np.int32), self.encode("a")[-1:].tolist()
         start, texts = self._library.decode(first, skip_special_tokens=False), dict[str, str]()
         others = {name: i for name, i in self._vocab.items() if name not in self.specials}
         if not self._is_byte_level:
@@ -186,7 +185,7 @@ class LibraryTokenizer(Tokenizer):
             if name in self.text_tokens:
                 sizes[i] = len(name.encode())
             elif self._is_byte_level:
-                sizes[i] = sum(1 if letter in letters else len(letter.encode()) for letter in name)
+                sizes[i] = len(name.encode() if (read := read_letters(name)) is None else read)
             else:
                 sizes[i] = 1 if _is_byte(name) else len(texts[name].encode())
         return sizes
@@ -238,10 +237,7 @@ class LibraryTokenizer(Tokenizer):
         other.chat_template, other.begin_of_text_name = self.chat_template, self.begin_of_text_name
         return other
 
-    def to_json(self) -> dict[str, Any]:
-        return json.loads(self._text)
-
-    def to_text(self) -> str:
+    def to_json(self) -> str:
         return self._text
 
 

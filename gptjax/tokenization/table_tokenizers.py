@@ -69,7 +69,7 @@ class TableTokenizer(Tokenizer):
         rest = (self.kind, self.pattern, self.tokens) == (other.kind, other.pattern, other.tokens)
         return bool(added) and min(added) >= other.vocab_size and same and rest
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> str:
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
 
     def encode_with_sizes(self, text: str) -> tuple[Ids, Ids]:

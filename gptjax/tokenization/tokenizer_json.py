@@ -49,8 +49,8 @@ class LibraryFile(NamedTuple):
     library: Any
 
 
-def to_json(table: TokenTable) -> dict[str, Any]:
-    """The content of `tokenizer.json`."""
+def to_json(table: TokenTable) -> str:
+    """The content of `tokenizer.json`, as the library writes it: with indents, Python takes ten times as long."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers  # only writing needs it
 
     if table.kind == "chars":
@@ -59,8 +59,10 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         written.decoder = decoders.Fuse()
     else:
-        vocab = {spell_token(token): i for token, i in table.tokens.items()} | dict(table.specials)
-        merges = [(spell_token(left), spell_token(right)) for left, right in table.merges]
+        spelled = {token: spell_token(token) for token in table.tokens}
+        vocab = {spelled[token]: i for token, i in table.tokens.items()} | dict(table.specials)
+        spell = lambda token: spelled.get(token) or spell_token(token)
+        merges = [(spell(left), spell(right)) for left, right in table.merges]
         written = Tokenizer(models.BPE(vocab, merges, ignore_merges=has_several_merges(table)))
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=table.pattern == GPT2_PATTERN)
         written.pre_tokenizer = bytes_only
@@ -70,7 +72,7 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.decoder = decoders.ByteLevel()
     names = sorted(table.specials, key=table.specials.__getitem__)
     written.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    return json.loads(written.to_str())
+    return written.to_str(pretty=True)
 
 
 def has_several_merges(table: TokenTable) -> bool:
@@ -247,15 +249,16 @@ def _make_bpe(
     A file that was made of tiktoken's ranks lists all pairs that are a token, and has `ignore_merges`.
     """
     _check_ids(vocab | specials, where)
-    ordinary = {letters: i for letters, i in vocab.items() if letters not in specials}
-    if not all(char in _byte_of() for letters in [*ordinary, *itertools.chain(*pairs)] for char in letters):
-        return None
-    tokens = {_from_letters(letters): i for letters, i in ordinary.items()}
-    merges = [(_from_letters(pair[0]), _from_letters(pair[1])) for pair in pairs if len(pair) == 2]
+    spelled = {letters: read_letters(letters) for letters in vocab if letters not in specials}
+    tokens = {token: vocab[letters] for letters, token in spelled.items() if token is not None}
+    halves = [[spelled.get(letters) or read_letters(letters) for letters in pair] for pair in pairs]
+    merges = [(pair[0], pair[1]) for pair in halves if len(pair) == 2 and pair[0] is not None and pair[1] is not None]
     ids = [tokens.get(left + right, -1) for left, right in merges]
     increasing = all(0 <= a <= b for a, b in itertools.pairwise(ids)) and ids[:1] != [-1]
     every_byte = all(bytes([b]) in tokens for b in range(256))
-    if not (increasing and every_byte and len(pairs) == len(merges) and len(tokens) == 256 + len({*ids})):
+    if not (
+        increasing and every_byte and len(pairs) == len(merges) and len(tokens) == len(spelled) == 256 + len({*ids})
+    ):
         return None
     return TokenTable("bpe", tokens, specials, merges, pattern)
 
@@ -287,24 +290,31 @@ def _alphabet() -> tuple[str, ...]:
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
-    return {char: b for b, char in enumerate(_alphabet())}
+def _letter_of() -> dict[int, str]:
+    """For `str.translate`: the letter of a byte, which is a character of Latin-1."""
+    return dict(enumerate(_alphabet()))
+
+
+@functools.cache
+def _byte_of() -> dict[int, str]:
+    """For `str.translate`: a letter's byte as a character of Latin-1. Characters that are no letter become none."""
+    others = dict.fromkeys(range(0x100), "\uffff")
+    return others | {ord(letter): chr(b) for b, letter in enumerate(_alphabet())}
 
 
 def is_token_name(name: str, tokens: Mapping[bytes, int]) -> bool:
     """Whether a file would write one of these tokens as `name`."""
-    return all(char in _byte_of() for char in name) and bytes(_byte_of()[char] for char in name) in tokens
+    return read_letters(name) in tokens
 
 
 def spell_token(token: bytes) -> str:
     """A token of a byte-level BPE as files write it: a letter for each byte."""
-    return "".join(_alphabet()[b] for b in token)
+    return token.decode("latin-1").translate(_letter_of())
 
 
-def _from_letters(letters: str) -> bytes:
-    return bytes(_byte_of()[char] for char in letters)
-
-
-def get_byte_letters() -> Mapping[str, int]:
-    """The byte that each letter of byte-level files stands for."""
-    return _byte_of()
+def read_letters(letters: str) -> bytes | None:
+    """The bytes of a token as files write them; None for one that has other characters."""
+    try:
+        return letters.translate(_byte_of()).encode("latin-1")
+    except UnicodeEncodeError:
+        return None
