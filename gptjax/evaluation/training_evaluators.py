@@ -72,6 +72,7 @@ class TextProtocol(_BatchedEvaluator):
             tokenizer = _require_tokenizer(context)
             text = texts.encode_text(expand_path(self.text), tokenizer, protocol, text_field=self.text_field)
         options = scoring.ScoringOptions(batch_size=self.batch_size)
+        _ = texts.fit_protocol(protocol, text)
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             sums = texts.score_text(model, text, protocol, options=options)
@@ -131,7 +132,8 @@ class HarnessTasks(_BatchedEvaluator):
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
-            return name_metrics(prepared.run(adapter).figures)
+            results = prepared.run(adapter)
+            return name_metrics(results.figures) | dict(note_failure(*pair) for pair in results.failed.items())
 
         weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
         return guard(evaluate, " ".join(self.tasks))
@@ -169,11 +171,15 @@ def guard(evaluate: OpenEvaluator, name: str) -> OpenEvaluator:
         try:
             return evaluate(model)
         except Exception as error:  # whatever it is, the run is worth more
-            message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            print(f"note: the evaluation {name} failed, and training goes on: {message}", file=sys.stderr)
-            return {name_metric(f"{name} error"): message}
+            return dict([note_failure(name, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")])
 
     return run
+
+
+def note_failure(name: str, reason: str) -> tuple[str, str]:
+    """Print that an evaluation failed. Returns its metric `eval_NAME_error` and the value."""
+    print(f"note: the evaluation {name} failed, and training goes on: {reason}", file=sys.stderr)
+    return name_metric(f"{name} error"), reason
 
 
 def name_metrics(figures: dict[str, Figure]) -> Metrics:

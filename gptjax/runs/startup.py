@@ -17,6 +17,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.batch_size import BatchSize
+from gptjax.data.checksums import find_first_tokens
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
@@ -161,6 +162,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         row_kind=get_row_kind(config.objective),
         epoch_seeds=config.epoch_seeds or "mixed",
         row_offsets=config.row_offsets,
+        first_tokens=find_first_tokens(tokenizer) if tokenizer else (),
     )
 
 
