@@ -101,7 +101,8 @@ class HarnessModel(TemplateLM):
                     times[digest] += 1  # repeats are sampled anew
                     keys.append((digest, times[digest]))
                 new = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
-                known.update(zip(new, compute(list(new.values()), **kwargs), strict=True))
+                if new:
+                    known.update(zip(new, compute(list(new.values()), **kwargs), strict=True))
                 return [known[key] for key in keys]
 
             return answer
