@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from data_pipelines.chat_formats import FIELDS, parse_conversation
+from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import SplitRule, parse_split

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from data_pipelines.conversations.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.chat_formats import REASONING, parse_conversation
+from data_pipelines.conversations.chat_formats import REASONING, parse_conversation
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.chat_formats import OTHER_FIELD, REASONING, parse_conversation
+from data_pipelines.conversations.chat_formats import OTHER_FIELD, REASONING, parse_conversation
 from data_pipelines.readers.fields import parse_renaming, rename_fields
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from chat_models import PLAIN, TOKENIZER, Echo
 
-from data_pipelines.chat_formats import parse_conversation
+from data_pipelines.conversations.chat_formats import parse_conversation
 from gptjax.core.errors import UserError
 from gptjax.serving.conversation import Conversation
 from gptjax.tokenization.chat import with_jinja

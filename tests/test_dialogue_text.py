@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.dialogue_text import split_dialogue, split_speakers
+from data_pipelines.conversations.dialogue_text import split_dialogue, split_speakers
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 
 ASKED = [("user", "Two and two?"), ("assistant", "Four.")]

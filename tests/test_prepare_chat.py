@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from data_pipelines import scored_shards
-from data_pipelines.chat_formats import REASONING
+from data_pipelines.conversations.chat_formats import REASONING
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.prepare_chat import (

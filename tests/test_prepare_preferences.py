@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from data_pipelines.conversations.preference_formats import Pair, parse_pair
 from data_pipelines.encode.bpe_trainer import train_bpe
-from data_pipelines.preference_formats import Pair, parse_pair
 from data_pipelines.prepare_preferences import EMPTY_MESSAGE, REASONING, PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_exports import TREE_FIELDS, find_branch
-from data_pipelines.dialogue_text import split_dialogue
+from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
+from data_pipelines.conversations.dialogue_text import split_dialogue
 from data_pipelines.readers.fields import (
     LABEL,
     rename_fields,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import (
+from data_pipelines.conversations.chat_formats import (
     ADDED,
     QUESTIONS,
     SYSTEM,
@@ -14,7 +14,7 @@ from data_pipelines.chat_formats import (
     is_labelled,
     parse_lists,
 )
-from data_pipelines.dialogue_text import split_speakers
+from data_pipelines.conversations.dialogue_text import split_speakers
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
