@@ -108,13 +108,13 @@ class HarnessModel(TemplateLM):
             return answer
 
         names = ("loglikelihood", "loglikelihood_rolling", "generate_until")
-        own = {name: remember(name) for name in names}
-        vars(self).update(own)
+        for name in names:
+            setattr(self, name, remember(name))
         try:
             yield
         finally:
             for name in names:
-                vars(self).pop(name)
+                delattr(self, name)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         before, after = super()._encode_pair(context, continuation)
