@@ -36,6 +36,7 @@ from gptjax.model.gpt import GPT, without_gradient
 from gptjax.model.kernels import select_kernel
 from gptjax.model.xla_attention import dot_product_attention
 from gptjax.sharding.axes import BT, BTD, BTHK
+from gptjax.sharding.compilation import jit_for_few_calls
 
 MIN_PREFIX = 8
 """Shorter prefixes are not worth a group."""
@@ -159,7 +160,7 @@ class PrefixCache(NamedTuple):
     v: Array
 
 
-@jax.jit
+@jit_for_few_calls
 def score_tails(
     model: GPT,
     prefixes: BT,

@@ -21,6 +21,7 @@ from gptjax.data.row_readers import check_token_ids
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.gpt import GPT, DocumentIds, with_static, without_gradient
 from gptjax.sharding.axes import BT, BTD
+from gptjax.sharding.compilation import jit_for_few_calls
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import reshard
 
@@ -188,7 +189,7 @@ def _collect(
         scores[i] = TokenScores(log_probabilities[place].copy(), greedy[place].copy())
 
 
-@jax.jit
+@jit_for_few_calls
 def score_places(
     model: GPT,
     inputs: BT,
@@ -219,7 +220,7 @@ def score_hidden(
     return log_probabilities.reshape(-1), greedy.reshape(-1)
 
 
-@jax.jit
+@jit_for_few_calls
 def score_all(
     model: GPT, inputs: BT, targets: BT, begins: Bool[Array, "B T"] | None
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:

@@ -23,6 +23,7 @@ from gptjax.model.gpt import GPT, with_static, without_gradient
 from gptjax.objectives.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
+from gptjax.sharding.compilation import jit_for_few_calls
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale
@@ -131,7 +132,7 @@ def make_eval_step(objective: Objective) -> Callable[..., LossSums]:
         add = lambda total, micro_batch: (jax.tree.map(jnp.add, total, compute(micro_batch)), None)
         return jax.lax.scan(add, _zero_sums(compute, batch), batch)[0]
 
-    return jax.jit(eval_step)
+    return jit_for_few_calls(eval_step)
 
 
 def _zero_sums(compute: Callable[[MicroBatch], LossSums], batch: Batch) -> LossSums:
