@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scored import draw_documents, write_documents
+from scored import draw_documents, draw_pairs, write_documents
 from tiny import SINGLE, read_lines, text_of, tiny_config, write_shards, write_text_shards
 
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.data.preferences import KIND, PreferenceShards
 from gptjax.evaluate import evaluate
 from gptjax.evaluation import training_evaluators
 from gptjax.evaluation.options import Evaluate
@@ -23,6 +24,7 @@ from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.metrics.plots import list_evaluations
 from gptjax.objectives.objective import SFT
+from gptjax.objectives.preference import SimPO
 from gptjax.runs.trainer import train
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars
 
@@ -71,6 +73,12 @@ def test_conversations_are_scored_as_training_reads_them(tmp_path: Path) -> None
     joined = replace(config, name="joined", evaluators=(TextProtocol(protocol=EvalProtocol(documents="together")),))
     with pytest.raises(UserError, match=r"chats \(val\): holds conversations, which are scored each by itself"):
         train(joined)
+    pairs = write_documents(
+        tmp_path / "pairs", {"train": draw_pairs(8, seed=2), "val": draw_pairs(8, seed=3)}, kind=KIND
+    )
+    changes = {"data": PreferenceShards(str(pairs)), "objective": SimPO(), "evaluators": (TextProtocol(name="own"),)}
+    with pytest.raises(UserError, match=r"own would score the run's validation pairs, of which one answer is rejected"):
+        train(replace(config, name="pairs", **changes))
 
 
 def test_failing_evaluation_is_logged_and_training_goes_on(

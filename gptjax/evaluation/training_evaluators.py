@@ -19,6 +19,7 @@ from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import EvalProtocol, find_protocol
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.metrics.plots import EVALUATION_PREFIX
+from gptjax.objectives.objective import get_row_kind
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -83,6 +84,9 @@ class TextProtocol(_BatchedEvaluator):
     def _open_stream(self, context: EvalContext) -> TokenStream:
         """The shards of `data`, or the run's validation split."""
         if self.data is None:
+            if get_row_kind(context.objective) == "pairs":
+                problem = "would score the run's validation pairs, of which one answer is rejected"
+                raise UserError(f"evaluators: {self.name} {problem}. Give it a text, or data with texts or chats.")
             return context.validation
         if self.text is not None:
             raise UserError(f"evaluators: {self.name} has both text and data: choose one.")
