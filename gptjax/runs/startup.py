@@ -43,6 +43,7 @@ from gptjax.runs.initial_weights import (
 )
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, has_trained, reopen_run
+from gptjax.sharding.compilation import DETERMINISTIC_OPTIONS
 from gptjax.sharding.devices import (
     GPU_PLATFORMS,
     describe_unused_gpu,
@@ -59,10 +60,6 @@ from gptjax.training import state as training_state
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
-
-DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
-"""Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no
-choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to jaxlib 0.10 to 0.12."""
 
 
 def prepare_config(
