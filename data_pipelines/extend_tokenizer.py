@@ -19,7 +19,7 @@ from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class ExtendTokenizer:
-    """Add special tokens to a byte-level BPE and write it to OUTPUT/tokenizer.json."""
+    """Add special tokens to a tokenizer and write it to OUTPUT/tokenizer.json."""
 
     tokenizer: str
     """`gpt2`, `gpt2:DIR`, a tokenizer.json or a directory with one."""

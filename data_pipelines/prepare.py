@@ -34,12 +34,11 @@ from data_pipelines.encode.encoder import (
     iter_batches,
 )
 from data_pipelines.encode.splits import Corpus
-from data_pipelines.encode.worker_pool import refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text, parse_separator
-from data_pipelines.readers.sources import open_source
+from data_pipelines.readers.sources import has_text_files, open_source
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import ShardOptions, require_at_least, run_command
 from data_pipelines.runtime.progress import progress_line
@@ -148,7 +147,6 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints progress to stderr and a summary to stdout."""
-    refuse_in_worker()
     resolved = resolve_request(request) if isinstance(request, Prepare) else request
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
@@ -185,8 +183,9 @@ def _write_shards(
     if options.max_document_tokens is not None:
         limits = replace(limits, piece_bytes=sys.maxsize)  # only whole documents can be counted
     context = replace(options.make_context(), block_bytes=limits.batch_bytes)
-    chunks, encoder = corpus.iter_chunks(context), Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens)
-    batches = iter_batches(chunks, context, tokenizer=tokenizer, limits=limits, start=done.units)
+    has_text = any(map(has_text_files, (corpus.source, corpus.validation)))
+    encoder = Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens, has_text)
+    batches = iter_batches(corpus.iter_chunks(context), context, tokenizer=tokenizer, limits=limits, start=done.units)
     encoded = encode_batches(batches, encoder, processes=options.processes, limits=limits)
     with (
         open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,

@@ -16,6 +16,10 @@ A record is one of these, in JSON lines, a JSON array (.json), Parquet or a tabl
     {"chat_messages": [{"sender": "human", "text": "2+2?"}, {"sender": "assistant", …}]}           Claude's export
     {"mapping": {…}, "current_node": "…"}                                                          ChatGPT's export
     {"text": "### Human: 2+2?### Assistant: 4"}                                                    marks in a text
+    {"conversation": [{"system": "Add.", "input": "2+2?", "output": "4"}]}                         xtuner
+    {"context": "2+2=4", "question": "2+2?", "answers": {"text": ["4"]}}                           SQuAD
+
+and the fields of P3, Natural Instructions, MOSS, Glaive, CAMEL, TriviaQA, Nectar, UltraFeedback and distilabel.
 
 There is at most one system message, the first; the user follows. Two messages of one role in a row stay two turns.
 Each conversation becomes a document in the chat template, which is saved beside the tokenizer. Scored are the
@@ -24,17 +28,19 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
+from data_pipelines.conversations.examples import EncodeConversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import SplitRule, parse_split
-from data_pipelines.readers.records import find_record_files, iter_blocks
+from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
+from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
@@ -44,8 +50,6 @@ from gptjax.tokenization.tokenizer import Tokenizer
 
 LEARNED = re.compile(r"bpe:\d+")
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
-EMPTY_MESSAGE = "conversations have an empty message, which was kept"
-REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +78,6 @@ class PrepareChat(PrepareScored):
     def choose_flags(self, tokens: int) -> str:
         flags = super().choose_flags(tokens)
         return flags.removesuffix(" --init-from=RUN") if self.is_learned else flags  # no run knows its ids yet
-
-
-@dataclass(frozen=True)
-class EncodeConversation:
-    """A record as a document."""
-
-    encoder: ChatEncoder
-    renamed: Mapping[str, str]
-
-    def __call__(self, record: Any, where: str) -> Example:
-        messages, unscored, left_out = parse_conversation(record, where=where, renamed=self.renamed)
-        found = {
-            EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
-            REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
-        }
-        document = self.encoder.encode_conversation(messages, unscored=unscored)
-        notes = (*left_out, *(note for note, is_true in found.items() if is_true))
-        return Example(repr(messages), [document], notes)
 
 
 def find_template(name: str) -> ChatTemplate:
@@ -125,19 +111,18 @@ def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
     """The messages of the training part. Raises `UserError` where there are none, with what is wrong with the first."""
     rule, count, wrong = parse_split(request.effective_split), 0, list[str]()
     assert isinstance(rule, SplitRule)
-    for path in find_record_files(request.source):
-        for block in iter_blocks(path, fields=(*FIELDS, *request.renamed)):
-            for where, record in block.read():
-                try:
-                    if isinstance(record, UserError):
-                        raise record
-                    messages = parse_conversation(record, where=where, renamed=request.renamed).messages
-                except UserError as error:  # told when it is encoded
-                    wrong = wrong or [f" {error}"]
-                    continue
-                if rule.choose_split(repr(messages).encode()) == "train":
-                    count += 1
-                    yield from (message.content.encode() for message in messages)
+    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+        for where, record in block.read():
+            try:
+                if isinstance(record, UserError):
+                    raise record
+                messages = parse_conversation(record, where=where, renamed=request.renamed).messages
+            except UserError as error:  # told when it is encoded
+                wrong = wrong or [f" {error}"]
+                continue
+            if rule.choose_split(repr(messages).encode()) == "train":
+                count += 1
+                yield from (message.content.encode() for message in messages)
     if count == 0:
         raise UserError(f"source {request.source}: holds no usable conversations for training.{''.join(wrong)}")
 

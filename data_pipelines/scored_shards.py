@@ -7,37 +7,32 @@ Blocks of records are parsed and encoded on all cores. A killed command continue
 """
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
+from data_pipelines.conversations.block_encoder import BlockEncoder, ExampleKind, Task
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.encode.splits import AllTo, HashFraction, Split, SplitRule, parse_split
-from data_pipelines.encode.worker_pool import map_on_cores, refuse_in_worker
+from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, parse_split
+from data_pipelines.encode.worker_pool import map_on_cores
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
-from data_pipelines.readers.documents import INVALID, Notes, ReadContext
 from data_pipelines.readers.fields import parse_renaming
-from data_pipelines.readers.files import identify_readers
-from data_pipelines.readers.paths import identify_files
-from data_pipelines.readers.records import RecordBlock, find_record_files, iter_blocks
+from data_pipelines.readers.record_sources import RecordSource, open_records
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
-from gptjax.data.shards import token_dtype
-from gptjax.tokenization.chat import MaskedTokens, with_jinja
+from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 6
+RECORDS_VERSION = 7
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
@@ -69,6 +64,12 @@ class PrepareScored(ShardOptions):
         """The fields that have another name in the source."""
         return parse_renaming(self.rename_fields)
 
+    @functools.cached_property
+    def sources(self) -> dict[str, RecordSource]:
+        """The sources by the flag that names them."""
+        named = {"source": self.source, "validation_source": self.validation_source}
+        return {flag: open_records(spec) for flag, spec in named.items() if spec is not None}
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
         tokenizer = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
@@ -80,129 +81,16 @@ class PrepareScored(ShardOptions):
         """As given; by default a larger part of a small source, so that it has a validation split."""
         if self.split is not None or self.validation_source is not None:
             return super().effective_split
-        size = sum(path.stat().st_size for path in find_record_files(self.source))
-        return SMALL_SPLIT if size < SMALL_BYTES else super().effective_split
+        return SMALL_SPLIT if self.sources["source"].size < SMALL_BYTES else super().effective_split
 
     def suggest_splits(self, used: str) -> str:
         return "--split=hash:0.3, --split=none or a --validation-source"
 
 
-class Example(NamedTuple):
-    """Documents that belong together; examples with the same key are for the same split. `notes` are counted."""
-
-    key: str
-    documents: list[MaskedTokens]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ExampleKind:
-    """A kind of examples: its name, its plural, whose tokens it has, and how a record becomes an example.
-
-    `encode` gets the record and its place; it raises `UserError` for an invalid one and `UselessRecord`. It can be
-    pickled. `fields` are the columns of Parquet that it reads. `notes` are told once, when the shards are written.
-    """
-
-    name: str
-    plural: str
-    tokenizer: Tokenizer
-    encode: Callable[[Any, str], Example]
-    fields: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
-class Task(NamedTuple):
-    """A block of records and the rule of its split."""
-
-    rule: SplitRule
-    block: RecordBlock
-
-
-class EncodedSplit(NamedTuple):
-    """Documents of a split, one after another."""
-
-    tokens: np.ndarray
-    scored: np.ndarray
-    starts: np.ndarray
-    size: int
-    """Bytes of text."""
-
-
-class EncodedBlock(NamedTuple):
-    """What a block gave."""
-
-    splits: dict[Split, EncodedSplit]
-    examples: int
-    notes: Notes
-
-
-@dataclass(frozen=True)
-class BlockEncoder:
-    """Parses and encodes a block, in any process."""
-
-    kind: ExampleKind
-    strict: bool
-    max_tokens: int | None
-
-    def __call__(self, task: Task) -> EncodedBlock:
-        context, documents, count = ReadContext(strict=self.strict), dict[Split, list[MaskedTokens]](), 0
-        for where, record in task.block.read():
-            try:
-                if isinstance(record, UserError):
-                    raise record
-                key, encoded, notes = self._fit(self.kind.encode(record, where))
-            except UselessRecord as error:
-                add_note(context.notes, str(error), where)
-                continue
-            except UserError as error:
-                context.skip_record(str(error), note=error.note if isinstance(error, InvalidRecord) else INVALID)
-                continue
-            for note in notes:
-                add_note(context.notes, note, where)
-            documents.setdefault(task.rule.choose_split(key.encode()), []).extend(encoded)
-            count += 1
-        return EncodedBlock({side: self._join(each) for side, each in documents.items()}, count, context.notes)
-
-    def _fit(self, example: Example) -> Example:
-        """Cut off behind `max_tokens`; raises `UselessRecord` where no answer or no difference is left."""
-        limit, plural = self.max_tokens, self.kind.plural
-        documents, notes = example.documents, example.notes
-        if limit is not None and any(len(document.tokens) > limit for document in documents):
-            documents = [MaskedTokens(document.tokens[:limit], document.loss_mask[:limit]) for document in documents]
-            if not all(document.loss_mask.any() for document in documents):
-                raise UselessRecord(f"{plural} skipped: no answer is left at --max-document-tokens={limit}")
-            if len({document.tokens.tobytes() for document in documents}) < len(documents):
-                raise UselessRecord(f"{plural} skipped: no difference is left at --max-document-tokens={limit}")
-            notes = (*notes, f"{plural} cut off at --max-document-tokens={limit}")
-        return Example(example.key, documents, notes)
-
-    def _join(self, documents: list[MaskedTokens]) -> EncodedSplit:
-        tokenizer = self.kind.tokenizer
-        tokens = np.concatenate([document.tokens for document in documents])
-        lengths = np.array([len(document.tokens) for document in documents])
-        return EncodedSplit(
-            tokens.astype(token_dtype(tokenizer.vocab_size)),
-            np.concatenate([document.loss_mask for document in documents]),
-            np.cumsum(lengths) - lengths,
-            int(tokenizer.bytes_per_token[tokens].sum()),
-        )
-
-
-def add_note(notes: Notes, note: str, where: str) -> None:
-    """Count a note, with the place where it is first true."""
-    notes[note] += 1
-    notes.first.setdefault(note, where)
-
-
 def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    refuse_in_worker()
 
     def compute_identity() -> dict[str, Any]:
-        sources = {"source": request.source, "validation_source": request.validation_source}
-        found = {name: find_record_files(spec) for name, spec in sources.items() if spec}
-        files = {name: identify_files(str(sources[name]), paths) for name, paths in found.items()}
-        readers = identify_readers(path.name for paths in found.values() for path in paths)
         return {
             "kind": kind.name,
             "tokenizer": kind.tokenizer.fingerprint,
@@ -214,8 +102,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
             "strict": request.strict,
             "format": MANIFEST_VERSION,
             "records": RECORDS_VERSION,
-            **files,
-            **readers,
+            **{flag: source.identity() for flag, source in request.sources.items()},
             **({"rename_fields": request.renamed} if request.renamed else {}),
         }
 
@@ -258,14 +145,12 @@ def _write_shards(
 
 
 def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> Iterator[Task]:
-    for spec, rule in [
-        (request.source, parse_split(request.effective_split)),
-        (request.validation_source, AllTo("val")),
-    ]:
+    rules = {"source": parse_split(request.effective_split), "validation_source": AllTo("val")}
+    for flag, source in request.sources.items():
+        rule = rules[flag]
         assert isinstance(rule, SplitRule)
-        for path in find_record_files(spec) if spec is not None else ():
-            for block in iter_blocks(path, fields=kind.fields, block_bytes=limits.batch_bytes):
-                yield Task(rule, block)
+        for block in source.iter_blocks(kind.fields, limits.batch_bytes):
+            yield Task(rule, block)
 
 
 def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -8,15 +8,15 @@
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
 from data_pipelines.encode.encoder import count_marks
-from data_pipelines.encode.splits import Corpus, Split
-from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, ReadContext, parse_separator
-from data_pipelines.readers.sources import open_source
+from data_pipelines.encode.splits import Corpus
+from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, parse_separator
+from data_pipelines.readers.sources import has_text_files, open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.files import expand_path
@@ -59,7 +59,7 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     context = ReadContext(request.text_field, request.strict, separator=parse_separator(request.separator))
     corpus = Corpus(open_source(request.source), request.split)
     tokenizer = train_bpe_on_documents(
-        _iter_training(corpus.iter_to_learn(context, spec=request.source), specials, context.notes),
+        _iter_training(corpus, request, specials=specials, context=context),
         vocab_size=request.vocab_size,
         max_bytes=request.max_bytes,
         pattern=request.pattern,
@@ -73,11 +73,12 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
 
 
 def _iter_training(
-    documents: Iterable[tuple[Split, Document]], specials: list[str], notes: Notes
+    corpus: Corpus, request: TrainTokenizer, *, specials: list[str], context: ReadContext
 ) -> Iterator[Document]:
-    for side, document in documents:
+    has_text = has_text_files(corpus.source)
+    for side, document in corpus.iter_to_learn(context, spec=request.source):
         if side == "train":
-            count_marks(document, specials, notes)
+            count_marks(document, specials, context.notes, has_text_files=has_text)
             yield document
 
 

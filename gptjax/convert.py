@@ -67,7 +67,12 @@ WORDS = {
     **dict.fromkeys(("peft", "lora", "tolora", "adapters", "toadapters"), "to-peft"),
     **dict.fromkeys(("fromlora", "fromadapters", "fromadapter"), "from-peft"),
     **dict.fromkeys(("frommoddednanogpt", "fromspeedrunmodded"), "from-modded"),
-    **dict.fromkeys(("frompytorch", "fromtorch", "frompt"), "from-nanogpt"),
+    **dict.fromkeys(("frompytorch", "fromtorch", "frompt", "fromlitgpt"), "from-nanogpt"),
+    **dict.fromkeys(
+        ("topytorch", "totorch", "topt", "tobin", "tolitgpt", "merge", "mergelora", "mergeandunload"), "to-hf"
+    ),
+    **dict.fromkeys(("fromllama", "fromqwen", "frommistral", "hftogptjax", "fromsafetensors", "download"), "from-hf"),
+    **dict.fromkeys(("quantize", "toggml", "toq4", "tollama", "toollama"), "to-gguf"),
 }
 """Other words for them, without dashes."""
 

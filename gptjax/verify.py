@@ -3,9 +3,9 @@
     python -m gptjax.verify runs/quickstart
     python -m gptjax.verify runs/quickstart data/books
 
-For a run, each checkpoint, the files beside the checkpoints, a stored reference and metrics.jsonl are compared with the
-sizes and sums that were written with them. For prepared data, every file is compared with its manifest. Exits with 2 if
-anything differs.
+For a run, each checkpoint, the files beside the checkpoints, a stored reference and the logs are compared with the
+sizes and sums that were written with them. So is an export of `to-hf` or `to-peft`. For prepared data, every file is
+compared with its manifest. Exits with 2 if anything differs.
 """
 
 import json
@@ -18,13 +18,15 @@ from typing import Annotated
 import tyro
 
 from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
+from gptjax.checkpoints.rotation import list_set_aside
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_damage, read_sums, sum_file
+from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_file
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS, list_references
+from gptjax.runs.run_sums import find_log_damage
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Verify:
     """Read every byte of runs and of prepared data, and name what differs from what was written."""
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run directories and directories with a manifest.json."""
+    """Directories of runs, of exports, and of prepared data, with a manifest.json."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,10 +81,12 @@ def verify(directory: Path) -> list[str]:
         problems = _verify_run_files(directory)
         damaged = "\n".join(problems)
         references = [file for file in list_references(directory) if str(file) not in damaged]
-        return [*problems, *_verify_references(references), *_verify_checkpoints(directory)]
+        of_references = _verify_references(references)
+        return [*problems, *of_references, *_verify_checkpoints(directory), *find_log_damage(directory)]
     if not directory.exists():
         raise UserError(f"{directory} does not exist.")
-    raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
+    kinds = f"a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})"
+    raise UserError(f"{directory} is neither {kinds}.")
 
 
 def _verify_run_files(directory: Path) -> list[str]:
@@ -131,34 +135,16 @@ def _describe_reference(path: Path, sha256: str) -> str | None:
 
 def _verify_checkpoints(directory: Path) -> list[str]:
     problems: list[str] = []
-    for step in list_steps(directory / CHECKPOINTS):
-        path = directory / CHECKPOINTS / str(step)
-        damage = [*find_checkpoint_damage(path), *_verify_records(directory, path)]
+    checkpoints = directory / CHECKPOINTS
+    for path in (*(checkpoints / str(step) for step in list_steps(checkpoints)), *list_set_aside(checkpoints)):
+        damage = find_checkpoint_damage(path)
         if damage and not path.is_dir():
             print(f"{path}: deleted meanwhile, by a run that keeps newer checkpoints")
             continue
         if not damage:
             has_sums = (path / "checksums.json").is_file()
             print(f"{path}: {'unchanged' if has_sums else 'complete; written without sums, so changes do not show'}")
-        problems += [problem for problem in damage if problem not in problems]
-    return problems
-
-
-def _verify_records(directory: Path, checkpoint: Path) -> list[str]:
-    """Compare the beginning of metrics.jsonl with what it was when a checkpoint was written."""
-    try:
-        found = read_sums(checkpoint)
-    except DamagedFileError:
-        return []  # already reported
-    problems = []
-    for name, values in (found[1].get("records", {}) if found else {}).items():
-        wanted, path = FileSum(*values), directory / name
-        if not path.is_file():
-            problems.append(f"{path} is missing; it had {wanted.bytes:,} bytes when {checkpoint.name} was saved")
-        elif sum_file(path, size=wanted.bytes) != wanted:
-            problems.append(
-                f"{path}: its first {wanted.bytes:,} bytes are not those of when {checkpoint.name} was saved"
-            )
+        problems += damage
     return problems
 
 

@@ -72,7 +72,9 @@ def main() -> int:
             problems += found
             print(f"cut {cut}: {line}; step {counted} had counted; fsck {checked.returncode}: {found or 'kept'}")
         with mount(image, mounted):
-            problems += compare_losses(directory, mounted / "cut")
+            found = compare_losses(directory, mounted / "cut")
+        problems += found
+        print("losses:", *(found or ["those of a run without cuts"]))
     print(f"{options.cuts} cuts on {options.type}: {len(problems)} problems")
     return 1 if problems else 0
 

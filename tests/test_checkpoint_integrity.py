@@ -79,7 +79,7 @@ def test_save_syncs_everything_before_it_counts_and_deletes_older_steps_after(
     state = save_steps(directory, 1)
     record.write_text('{"step": 1}\n')
     events = watch_disk(monkeypatch)
-    with CheckpointManager(directory, CheckpointConfig(keep=1), record=record) as manager:
+    with CheckpointManager(directory, CheckpointConfig(keep=1), list_logs=lambda: [record]) as manager:
         manager.save(2, state, metadata={}, best_value=None)
         manager.wait()
     monkeypatch.undo()

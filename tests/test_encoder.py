@@ -95,7 +95,7 @@ def die(context):
 
 def test_death_of_a_worker_is_explained():
     chunks = [*make_chunks(60), (TRAIN, DocumentBlock(500, die)), *make_chunks(60)]
-    with pytest.raises(UserError, match="a worker process died: for want of memory"):
+    with pytest.raises(UserError, match="a worker process died, mostly for want of memory"):
         encode(chunks, processes=2)
 
 

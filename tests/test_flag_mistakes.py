@@ -9,6 +9,15 @@ import pytest
 
 from data_pipelines.runtime.options import run_command
 from gptjax import bench, chat, convert, evaluate, sample, verify
+from gptjax.benchmark.options import BenchOptions
+from gptjax.chat import Chat
+from gptjax.cli.explanations import read_explanations
+from gptjax.cli.flags import list_flags
+from gptjax.config import TrainConfig, load_config
+from gptjax.conversion.exports import ToGGUF, ToHf
+from gptjax.conversion.imports import FromCheckpoint, FromHf
+from gptjax.evaluation.options import Evaluate
+from gptjax.serving.sampler import Sample
 
 COMMANDS = {
     "bench": bench.main,
@@ -122,6 +131,33 @@ TYPED = {
     "bench --config=quickstart --batch-size=4,8": "wanted a whole number",
     "bench --config=quickstart --lora=8": "Write --lora.rank=8.",
     "bench --config=quickstart --packing=bestfit": "Write --data.packing=best_fit.",
+    "prepare": "Write --source=… --output=…. A --tokenizer=… is needed, too",
+    "evaluate --checkpoint=x --no-eval": "Everything is evaluated that is named: --tasks=NAMES,",
+    "evaluate --checkpoint=x --eval_iters=200": "--tokens=N counts the tokens to predict",
+    "evaluate --checkpoint=x --trust_remote_code": "Nothing that was downloaded or saved is executed.",
+    "verify x --deep": "Every byte of every checkpoint and shard is read, always.",
+    "verify x --fix": "Nothing is changed",
+    "sample --checkpoint=x --dtype=bfloat16": "in the type they were trained in; --quantize=int8",
+    "sample --checkpoint=x -p hello": "--prompt=TEXT begins a text",
+    "sample --checkpoint=x --presence-penalty=1": "--repetition-penalty=1.1 makes repetition rarer",
+    "sample --checkpoint=x --chat": "python -m gptjax.chat --checkpoint=RUN speaks by turns.",
+    "chat --checkpoint=x --api": "There is no API for programs",
+    "prepare --source=a --tokenizer=gpt2 --output=b --seq-length=1024": "--model.context-length and --data.packing",
+    "prepare --source=a --tokenizer=gpt2 --output=b --encoding=latin-1": "iconv -f LATIN1",
+    "prepare --source=a --tokenizer=gpt2 --output=b --delimiter=,": "are those of its first line",
+    "prepare --dataset=a/b --tokenizer=gpt2 --output=b": "Write --source=hf:a/b.",
+    "prepare --source=a --tokenizer=gpt2 --output=b --template=chatml": "for python -m data_pipelines.prepare_chat",
+    "prepare_chat --source=a --tokenizer=gpt2 --output=b --type=alpaca": "The form of a record is found by itself",
+    "prepare_chat --source=a --tokenizer=gpt2 --output=b --train-on-inputs": "Only what the assistant says is scored",
+    "prepare_preferences --source=a --tokenizer=gpt2 --output=b --beta=0.1": "--objective.beta of a run",
+    "index_shards d --vocab-size=50257": "--tokenizer names the tokenizer that made the ids",
+    "train_tokenizer --source=a --vocab-size=300 --min-frequency=2 --output=b": "by the counts of pairs alone",
+    "bench --config=quickstart --beta=0.1": "--objective.beta in a config such as chat_cpu_dpo.",
+    "bench --config=quickstart --eval_strategy=steps": "--evaluators.N.every=STEPS",
+    "bench --config=quickstart --trials=3": "--rounds=N times everything N times",
+    "bench --config=quickstart --qlora": "there is no QLoRA; --lora.rank=8",
+    "convert merge_lora --checkpoint=x": "gptjax.convert to-hf …",
+    "convert from-hf gpt2 --output=y --revision=main": "hf download OWNER/REPO --revision=…",
 }
 
 
@@ -179,7 +215,6 @@ def test_paths_behind_a_flag_without_patterns_are_no_pattern(
 @pytest.mark.parametrize(
     "typed",
     [
-        *("sample --checkpoint=x --dtype=bfloat16", "convert from-hf --model=x --output=y --dtype=bfloat16"),
         *("sample --checkpoint=x --streaming", "bench --config=quickstart --model-type=gpt2"),
         *(
             "chat --checkpoint=x --optimizer=adam",
@@ -194,3 +229,13 @@ def test_what_is_true_of_another_command_is_not_said(
     with pytest.raises(SystemExit):
         call(command, words, monkeypatch)
     assert capsys.readouterr().err.endswith("--help lists all flags.\n")
+
+
+def test_every_explanation_is_for_flags_that_a_command_has() -> None:
+    pipelines = {**PIPELINES, "preview": "Preview", "compare_tokenizers": "CompareTokenizers"}
+    pipelines["extend_tokenizer"] = "ExtendTokenizer"
+    own = [getattr(importlib.import_module(f"data_pipelines.{name}"), kind) for name, kind in pipelines.items()]
+    kinds = [*own, BenchOptions, Chat, ToGGUF, ToHf, FromCheckpoint, FromHf, Evaluate, Sample, verify.Verify]
+    known = [{*list_flags(kind)} for kind in kinds] + [{*list_flags(TrainConfig, load_config("quickstart"))}]
+    rows = {row for rows in read_explanations().values() for row in rows if row.to}
+    assert not {row.to for row in rows if not any({*row.to.split("+")} <= flags for flags in known)}

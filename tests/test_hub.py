@@ -10,7 +10,10 @@ import pytest
 from hub_server import Hub, connect, serving
 from texts import documents_in
 
+from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.hub import open_hub
 from data_pipelines.readers.sources import open_source
@@ -186,3 +189,32 @@ def test_spec_has_owner_name_revision_and_pattern():
         with pytest.raises(UserError, match=r"wanted hf:OWNER/NAME"):
             open_hub(spec)
     assert open_hub("books.txt") is None
+
+
+CHAT = b'{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}\n'
+PAIR = b'{"prompt": "2+2?", "chosen": "4", "rejected": "5"}\n'
+
+
+@pytest.mark.parametrize(
+    ("options", "prepare_records", "records"),
+    [(PrepareChat, prepare_chat, CHAT), (PreparePreferences, prepare_preferences, PAIR)],
+)
+def test_records_of_a_repository_are_prepared(options, prepare_records, records, hub, tmp_path, capsys):
+    change_files(hub, {"README.md": b"#", "data/train-00000.jsonl": records * 20, "data/test-00000.jsonl": records})
+    request = options(source="hf:owner/tales", tokenizer=str(train(tmp_path)), output=tmp_path / "o", split="none")
+    assert prepare_records(request).splits["train"].documents == 20 * (1 + (options is PreparePreferences))
+    assert hub.requests == ["data/train-00000.jsonl"]
+    prepare_records(request)
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_a_repository_without_records_is_an_error(hub, tmp_path):
+    change_files(hub, {"a.txt": b"text"})
+    request = PrepareChat(source="hf:owner/tales", tokenizer=str(train(tmp_path)), output=tmp_path / "o")
+    with pytest.raises(UserError, match="has no file of records; wanted"):
+        prepare_chat(request)
+
+
+def train(directory):
+    """The directory of a tokenizer."""
+    return train_bpe(["2 + 2 is 4 "] * 9, vocab_size=260).save(directory / "tokenizer").parent

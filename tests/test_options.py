@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.runtime.options import ShardOptions, enlarge_split, find_used_split, require_at_least
+from data_pipelines.runtime.options import ShardOptions, require_at_least
+from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Counts
 

@@ -440,8 +440,8 @@ def test_command_reports_a_missing_source(tmp_path):
     assert result.stderr.startswith("error: source 'absent': no such file")
 
 
-def test_script_without_main_guard_is_explained(tmp_path):
-    """Spawned workers import the script again; without care they would wait for the lock of their own parent."""
+def test_script_without_main_guard_prepares_once(tmp_path):
+    """Workers that ran the script again would wait for the lock of their own parent."""
     source = write_files(tmp_path / "source", ["x" * 2**20] * 5)
     script = f"""
 from pathlib import Path
@@ -451,10 +451,8 @@ prepare(Prepare(source={source!r}, tokenizer="bytes", split="none", processes=2,
     (tmp_path / "script.py").write_text(script)
     command = [sys.executable, str(tmp_path / "script.py")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT)
-    assert result.returncode == 1
-    assert "UserError: a worker process died: for want of memory (use fewer than --processes=2)" in result.stderr
-    assert "ran again in every worker" in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert (result.returncode, result.stderr) == (0, "")
+    verify_shards(tmp_path / "out")
 
 
 def test_several_at_once_prepare_once(tmp_path, monkeypatch):

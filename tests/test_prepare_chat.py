@@ -16,16 +16,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from data_pipelines import scored_shards
+from data_pipelines.conversations import block_encoder
 from data_pipelines.conversations.chat_formats import REASONING
+from data_pipelines.conversations.examples import EMPTY_MESSAGE, REPEATED_ROLE
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.prepare_chat import (
-    EMPTY_MESSAGE,
-    REPEATED_ROLE,
-    PrepareChat,
-    find_template,
-    prepare_chat,
-)
+from data_pipelines.prepare_chat import PrepareChat, find_template, prepare_chat
 from data_pipelines.readers.records import NOT_JSON
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError, count_of
@@ -451,17 +447,17 @@ def test_several_processes_write_the_same_bytes(tmp_path, run):
 def test_after_a_kill_the_same_command_continues(tmp_path, run, monkeypatch, capsys):
     source = write(tmp_path / "chat.jsonl", [*map(line, many(60)), "{"])
     whole = run(source, "whole", processes=1)
-    join, calls = scored_shards.BlockEncoder._join, itertools.count()
+    join, calls = block_encoder.BlockEncoder._join, itertools.count()
 
     def fail_later(self, documents):
         if next(calls) == 5:
             raise KeyboardInterrupt
         return join(self, documents)
 
-    monkeypatch.setattr(scored_shards.BlockEncoder, "_join", fail_later)
+    monkeypatch.setattr(block_encoder.BlockEncoder, "_join", fail_later)
     with pytest.raises(KeyboardInterrupt):
         run(source, processes=1, limits=SMALL)
-    monkeypatch.setattr(scored_shards.BlockEncoder, "_join", join)
+    monkeypatch.setattr(block_encoder.BlockEncoder, "_join", join)
     continued = run(source, processes=1, limits=SMALL)
     assert re.search(r"continuing after [1-9]\d* documents", capsys.readouterr().err)
     assert (continued.files, continued.sidecars, continued.notes) == (whole.files, whole.sidecars, whole.notes)

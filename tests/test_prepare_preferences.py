@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from data_pipelines.conversations.examples import EMPTY_IN_PAIR, REASONING
 from data_pipelines.conversations.preference_formats import Pair, parse_pair
 from data_pipelines.encode.bpe_trainer import train_bpe
-from data_pipelines.prepare_preferences import EMPTY_MESSAGE, REASONING, PreparePreferences, prepare_preferences
+from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
@@ -318,7 +319,7 @@ def test_a_dialogue_that_an_answer_quotes_is_no_turn():
 
 def test_empty_answers_are_kept_and_told(tmp_path, run, capsys):
     run(write(tmp_path / "x.jsonl", [CHAT, CHAT | {"rejected": messages(("assistant", ""))}]))
-    assert f"{count_of(1, EMPTY_MESSAGE)}; the first: {tmp_path}/x.jsonl:2" in capsys.readouterr().out
+    assert f"{count_of(1, EMPTY_IN_PAIR)}; the first: {tmp_path}/x.jsonl:2" in capsys.readouterr().out
 
 
 def test_pairs_that_are_equal_without_a_prompt_are_counted(tmp_path, run, capsys):

@@ -52,9 +52,9 @@ def test_blocks_of_large_items_hold_few(tmp_path):
     assert [len(list(block.read())) for block in blocks] == [5] * 10
 
 
-def test_records_on_the_hub_are_to_be_downloaded():
-    with pytest.raises(UserError, match=r"'hf:a/b': no such file.*Download the files first"):
-        find_record_files("hf:a/b")
+def test_a_name_of_the_hub_without_its_prefix_is_suggested():
+    with pytest.raises(UserError, match=r"'a/b': no such file.*--source=hf:a/b"):
+        find_record_files("a/b")
 
 
 def test_settings_beside_records_are_not_read_and_told(tmp_path, capsys):

@@ -13,7 +13,14 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
-from gptjax.runs.resume import SavedRun, adopt_history, check_same_run, describe_rate_change, restore_state
+from gptjax.runs.resume import (
+    SavedRun,
+    adopt_history,
+    check_same_run,
+    describe_other_rows,
+    describe_rate_change,
+    restore_state,
+)
 from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.stages import Stage
 
@@ -61,6 +68,15 @@ def test_forced_resume_with_another_batch_reads_on_where_the_run_was(config: Tra
     save(forced, 60)
     again = adopt_history(replace(config, batch_size=16, stages=(Stage(70, lr_scale=0.5),), resume="force"))
     assert again.history_until(100) == forced.history_until(100)
+
+
+def test_forced_resume_says_that_rows_of_the_epoch_come_twice(config: TrainConfig):
+    saved = SavedRun(50, replace(config, epoch_seeds="mixed"), {"data": "one"})
+    assert describe_other_rows(saved, replace(saved.config, steps=200), {"data": "one"}) == []
+    (line,) = describe_other_rows(saved, replace(saved.config, seed=7), {"data": "one"})
+    assert "another seed gives the rest of this epoch another order" in line
+    (line,) = describe_other_rows(saved, saved.config, {"data": "two"})
+    assert "the other data are read from the row at which the run was" in line
 
 
 def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):

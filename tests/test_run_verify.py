@@ -15,6 +15,7 @@ from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
+from gptjax.runs.run_sums import list_logs
 from gptjax.verify import main, verify
 
 
@@ -23,7 +24,9 @@ def run(tmp_path: Path) -> Path:
     directory = tmp_path / "runs/tiny"
     write_run_files(directory, tiny_config(tmp_path / "shards"), tokenizer(), source="config = None\n")
     (directory / METRICS).write_text('{"step": 1}\n')
-    with CheckpointManager(directory / CHECKPOINTS, CheckpointConfig(), record=directory / METRICS) as checkpoints:
+    with CheckpointManager(
+        directory / CHECKPOINTS, CheckpointConfig(), list_logs=lambda: list_logs(directory)
+    ) as checkpoints:
         checkpoints.save(1, make_state(), metadata={}, best_value=None)
     with (directory / METRICS).open("a") as file:
         file.write('{"step": 2}\n')
@@ -39,9 +42,10 @@ def flip_bit(path: Path) -> None:
 def test_verify_reads_runs_and_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shards = write_text_shards(tmp_path / "shards")
     main([str(run), str(shards)])
-    files, checkpoint, data = capsys.readouterr().out.splitlines()
+    files, checkpoint, _, logs, data = capsys.readouterr().out.splitlines()
     assert "environment.json, config.py, config.json, tokenizer.json are unchanged" in files
     assert checkpoint == f"{run}/checkpoints/1: unchanged"
+    assert logs == f"{run}: not summed yet: 12 bytes of metrics.jsonl, written since the last checkpoint"
     assert data.startswith(f"{shards}: 3 shards")
 
 
@@ -100,6 +104,14 @@ def test_step_that_a_live_run_deletes_meanwhile_is_no_problem(
     monkeypatch.setattr(gptjax.verify, "find_checkpoint_damage", find_late)
     assert verify(run) == []
     assert "checkpoints/1: deleted meanwhile" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("why", "is_read"), [("after_1", True), ("rolled_back", True), ("damaged", False)])
+def test_verify_reads_checkpoints_that_a_run_has_gone_back_from(run: Path, why: str, is_read: bool):
+    aside = run / CHECKPOINTS / f"2.{why}"
+    shutil.copytree(run / CHECKPOINTS / "1", aside)
+    flip_bit(file := min(aside.rglob("d/*")))
+    assert [str(file) in problem for problem in verify(run)] == [True] * is_read
 
 
 def test_verify_refuses_what_is_no_run(tmp_path: Path):

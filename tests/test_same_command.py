@@ -1,5 +1,7 @@
 """Processes that were started with other configs or data are refused together."""
 
+import shutil
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtocol
 from gptjax.evaluators.exact_match import ExactMatch
+from gptjax.objectives.distillation import Distillation
 from gptjax.objectives.preference import DPO
 from gptjax.runs.resume import Fingerprints
 from gptjax.runs.same_command import check_same_command
@@ -22,15 +25,19 @@ FOUND: Fingerprints = {"data": "d", "tokenizer": None}
 
 def check_together(pairs: list[tuple[TrainConfig, Fingerprints]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What each process says to the others, and then how the last one ends."""
-    said: list[np.ndarray] = []
+    said: dict[int, list[np.ndarray]] = defaultdict(list)
+    call = 0
 
     def gather(own: np.ndarray) -> np.ndarray:
-        said.append(own)
-        return np.stack([*said, *[said[0]] * (len(pairs) - len(said))])
+        nonlocal call
+        call += 1
+        said[call].append(own)
+        return np.stack([*said[call], *[said[call][0]] * (len(pairs) - len(said[call]))])
 
     monkeypatch.setattr(jax, "process_count", lambda: len(pairs))
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     for config, fingerprints in pairs:
+        call = 0
         check_same_command(config, fingerprints)
 
 
@@ -71,3 +78,30 @@ def test_process_that_differs_is_named_with_what_differs(name: str, tmp_path: Pa
         pairs = [(config, FOUND), (config, FOUND), (replace(config, **{name: getattr(config, name) * 2 + 2}), FOUND)]
     with pytest.raises(UserError, match=f"^process 2 differs from process 0 in: {name}. Give the same command on all"):
         check_together(pairs, monkeypatch)
+
+
+def test_content_of_places_is_compared_on_whatever_path_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What differs is named. What one process lacks is not compared."""
+
+    def place(disk: str, *, changed: str | None = None) -> TrainConfig:
+        root = tmp_path / disk
+        for name in ("text", "teacher/model.safetensors", "teacher/README.md", "start/weights", "bundle/.cache/x"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(disk if name in (changed, "teacher/README.md", "bundle/.cache/x") else name)
+        (root / "teacher/config.json").write_text('{"model_type": "gpt2"}')
+        config = tiny_config(tmp_path / "shards", init_from=str(root / "start"))
+        evaluators = (TextProtocol(text=str(root / "text")), Core(bundle=str(root / "bundle")))
+        return replace(config, objective=Distillation(teacher=str(root / "teacher")), evaluators=evaluators)
+
+    check_together([(place("first"), FOUND), (place("second"), FOUND)], monkeypatch)
+    changes = (
+        ("text", "evaluators.0.text"),
+        ("teacher/model.safetensors", "objective.teacher"),
+        ("start/weights", "init_from"),
+    )
+    for changed, name in changes:
+        with pytest.raises(UserError, match=rf"^process 1 differs from process 0 in: content of {name}\. Give"):
+            check_together([(place("first"), FOUND), (place("second", changed=changed), FOUND)], monkeypatch)
+    shutil.rmtree(tmp_path / "second/teacher")
+    with pytest.raises(UserError, match=r"in: content of init_from\. Give"):  # that of before
+        check_together([(place("first"), FOUND), (place("second", changed="start/weights"), FOUND)], monkeypatch)

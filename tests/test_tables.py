@@ -270,7 +270,7 @@ def test_a_torn_cell_beyond_what_is_looked_at_is_told(first: str, skipped: int, 
     context = ReadContext()
     texts = read(tmp_path / "a.tsv", context)
     assert context.notes == {INVALID: skipped}
-    assert "a cell with line ends is read only from a table that has one near its start" in context.notes.first[INVALID]
+    assert "a cell with line ends is read only in quotes" in context.notes.first[INVALID]
     assert texts[-1] == "last"
     assert len(texts) == len(lines) - skipped
 
@@ -356,3 +356,21 @@ def test_chats_are_read_from_a_table(tmp_path: Path):
     blocks = iter_blocks(tmp_path / "pairs.csv", fields=())
     records = [record for block in blocks for _, record in block.read()]
     assert records == [{"prompt": "2+2?", "completion": "4"}, {"prompt": "3+3?", "completion": "6"}]
+
+
+@pytest.mark.parametrize("before", [0, 40_000])
+def test_lines_of_a_tab_separated_table_may_lack_their_last_cells(
+    before: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = [*["0\tplain\tx"] * before, "1\tshort", "2\twhole\ty", "3\ttorn", "cell\tz", "4\tlast\t"]
+    (tmp_path / "a.tsv").write_text("id\ttext\tlabel\n" + "\n".join(lines) + "\n")
+    context = ReadContext()
+    assert read(tmp_path / "a.tsv", context)[before:] == ["short", "whole", "last"]
+    assert context.notes == {INVALID: 2}
+    assert "lines with fewer cells than the header's 3 are read with empty last cells" in capsys.readouterr().err
+
+
+def test_records_are_not_told_to_be_cut(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a<|endoftext|>b"}\n')
+    request = Prepare(source=str(tmp_path / "a.jsonl"), tokenizer="bytes", output=tmp_path / "out", split="none")
+    assert prepare(request).notes == ["1 time <|endoftext|> stands in text and is learnt as text"]

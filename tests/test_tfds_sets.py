@@ -12,6 +12,7 @@ from texts import documents_in  # noqa: E402
 
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext  # noqa: E402
+from data_pipelines.readers.record_sources import open_records  # noqa: E402
 from data_pipelines.readers.sources import open_source  # noqa: E402
 from data_pipelines.readers.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
 from gptjax.core.errors import UserError  # noqa: E402
@@ -21,9 +22,13 @@ class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
     """Stories; in the config `two` under another name, in `many` beside another text."""
 
     VERSION = tfds.core.Version("1.10.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("plain", "two", "many")]  # noqa: RUF012
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("plain", "two", "many", "chat")]  # noqa: RUF012
 
     def _info(self):
+        if self.builder_config.name == "chat":
+            turns = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
+            features = tfds.features.FeaturesDict({"messages": turns})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
         names = {"plain": ("id", "text"), "two": ("story",), "many": ("a", "b")}[self.builder_config.name]
         features = {name: tfds.features.Scalar(np.int64) if name == "id" else tfds.features.Text() for name in names}
         return tfds.core.DatasetInfo(
@@ -35,6 +40,9 @@ class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for i in range(count):
+            if self.builder_config.name == "chat":
+                yield i, {"messages": {"role": ["user", "assistant"], "content": [f"{i}+é?", f"{2 * i}"]}}
+                continue
             text = b"caf\xe9" if i == 7 else f"story {i} é\r\n".encode()
             yield i, {name: i if name == "id" else text for name in self.info.features}
 
@@ -44,7 +52,7 @@ def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(directory))
-        for name in ("plain", "two", "many"):
+        for name in ("plain", "two", "many", "chat"):
             prepare_tfds(f"tfds:gptjaxtales/{name}")
     return directory
 
@@ -174,3 +182,13 @@ def test_failed_preparation_is_explained(there, monkeypatch, error, message):
 def test_data_directory_has_a_default(monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     assert data_directory().name == "tensorflow_datasets"
+
+
+def test_records_of_a_set_are_conversations(there):
+    source = open_records("tfds:gptjaxtales/chat")
+    records = [record for block in source.iter_blocks((), 1000) for record in block.read()]
+    assert len(records) == 100
+    turns = [{"role": "user", "content": "3+é?"}, {"role": "assistant", "content": "6"}]
+    assert records[3] == ("tfds:gptjaxtales/chat: record 3", {"messages": turns})
+    assert source.identity()["set"] == "gptjaxtales/chat/1.10.0"
+    assert open_records("tfds:gptjaxtales/chat@test").size < source.size

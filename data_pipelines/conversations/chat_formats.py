@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from data_pipelines.conversations import public_sets
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
 from data_pipelines.conversations.dialogue_text import split_dialogue
 from data_pipelines.readers.fields import (
@@ -42,12 +43,18 @@ LISTS = (
 )
 """Fields that hold a list of messages."""
 QUESTIONS = ("prompt", "instruction", "question", "user", "human", "query", "problem", "inputs")
-ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "targets", "target")
+ANSWERS = (
+    *("completion", "response", "output", "solution", "answer", "assistant", "targets", "target"),
+    *("generation", "best_answer", "correct_answer"),
+)
 """In the order of preference: of a mathematical problem, the solution has the steps to the answer."""
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
 SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
-FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text", *REASONING_KEYS)
+FIELDS = (
+    *(*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text", *REASONING_KEYS),
+    *(*public_sets.FIELDS, *public_sets.SHAPE_FIELDS),
+)
 """In lower case; the names in files may have capitals and blanks."""
 _KNOWN = frozenset(FIELDS)
 FORMS = (
@@ -72,6 +79,18 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
     Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
     record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
+    if not isinstance(record, dict):
+        return _parse(record, where=where)
+    try:
+        rewritten, is_chosen = public_sets.rewrite_chat(record, where=where)
+        found = _parse(rewritten, where=where)
+    except InvalidRecord as error:
+        shape = public_sets.name_shape(record)
+        raise InvalidRecord(f"{error}{shape}", error.note) from None
+    return found._replace(left_out=(*found.left_out, *([public_sets.SEVERAL] if is_chosen else [])))
+
+
+def _parse(record: Any, *, where: str) -> ParsedConversation:
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
     if isinstance(record, dict) and messages[0].role != "system" and (system := find_system(record, where=where)):
@@ -101,7 +120,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if (branch := find_branch(record, where=where)) is not None:
         return branch
     for key in LISTS:
-        if (value := record.get(key)) is not None:
+        if (value := record.get(key)) is not None and not isinstance(value, int | float):  # `turns` may count them
             found = _parse_json(value)
             if not isinstance(found, list):
                 shown = quote(repr(value), limit=80)
@@ -115,6 +134,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
             return turns
         other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         other = other or suggest_renaming(record, ("prompt", "completion"))
+        other = "" if public_sets.name_shape(record) else other
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
         raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")

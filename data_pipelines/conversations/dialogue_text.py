@@ -17,14 +17,16 @@ TOKENS = {
 """ChatML's, Llama 3's, Gemma's, Zephyr's and Phi's, Llama 2's. Each begins a turn; what no content may have of them."""
 HEADINGS = re.compile(r"(?<!#)### ?(system|human|user|assistant|instruction|input|response) ?:[ \n]?", re.IGNORECASE)
 SPEAKERS = re.compile(r"(?:\A|\n)(Human|User|Assistant|AI|Bot|System): ?")
-"""Guanaco's and Alpaca's, HH-RLHF's: words that a content may have, too. A text has one name for each role."""
+CAPITALS = re.compile(r"(?:\A|\s|</s>)(SYSTEM|USER|HUMAN|ASSISTANT|FUNCTION RESPONSE): ?")
+"""Guanaco's and Alpaca's, HH-RLHF's, Vicuna's and Glaive's: words that a content may have, too. A text has one name for
+each role."""
 MARKS = f"{SKIPPED}marks of who speaks inside a content"
 BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
 ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<s>")
 _END = "|".join(map(re.escape, ENDS))
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _ROLES = ROLE_NAMES | {"instruction": "user", "input": "user", "response": "assistant"}
-_ROLES |= {"inst": "user", "/inst": "assistant"}
+_ROLES |= {"inst": "user", "/inst": "assistant", "function response": "function"}
 
 Turns = list[dict[str, str]]
 
@@ -35,7 +37,7 @@ def split_dialogue(text: str, *, where: str) -> Turns | None:
     The marks that come first in the text are those that count. Raises `UselessRecord` where a tool speaks, and
     `InvalidRecord`, beginning with `where`, where marks are left over, because they would be learned as letters.
     """
-    kinds = [(first.start(), kind) for kind in (*TOKENS, HEADINGS, SPEAKERS) if (first := kind.search(text))]
+    kinds = [(first.start(), kind) for kind in (*TOKENS, HEADINGS, SPEAKERS, CAPITALS) if (first := kind.search(text))]
     for _, kind in sorted(kinds, key=lambda found: found[0]):
         turns = _split(text, kind, where=where)
         if {"user", "assistant"} <= {turn["role"] for turn in turns}:

@@ -1,5 +1,6 @@
 """Preference pairs as people keep them: with or without a prompt, as strings, messages or dialogue text."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,9 +13,12 @@ from data_pipelines.conversations.chat_formats import (
     describe,
     find_system,
     is_labelled,
+    parse_conversation,
     parse_lists,
 )
 from data_pipelines.conversations.dialogue_text import split_speakers
+from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
+from data_pipelines.conversations.public_pairs import NEITHER, find_public_pair
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -45,7 +49,7 @@ LABELLED: tuple[tuple[str, str, str, dict[int | float | str, int]], ...] = (
 )
 """Fields of two answers and of a label in public sets, and which answer is the better one for each label."""
 _LABELS = ("history", *(name for names in LABELLED for name in names[:3]))
-FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN, *_LABELS)
+FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN, *_LABELS, *PUBLIC_FIELDS)
 _KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
@@ -95,8 +99,17 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
     raise InvalidRecord(
         f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."
-        f"{suggest_command(set(record) - {*SIDES}) or suggest_prepare(record) or renaming}"
+        f"{_suggest_chat(record) or suggest_command(set(record) - {*SIDES}) or suggest_prepare(record) or renaming}"
     )
+
+
+def _suggest_chat(record: dict[str, Any]) -> str:
+    """What a message adds for a record that is a conversation."""
+    with contextlib.suppress(InvalidRecord):
+        with contextlib.suppress(UselessRecord):
+            parse_conversation(record, where="")
+        return " Conversations are for python -m data_pipelines.prepare_chat."
+    return ""
 
 
 def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
@@ -108,22 +121,11 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
     prompt = _find_prompt(record, where=where)
     if (labelled := _find_labelled(record)) is not None:
         return record.get("history") if prompt is None else prompt, *labelled
-    completions = record.get("completions")
+    if (found := find_public_pair(record, where=where)) is not None:
+        question, chosen, rejected = found
+        return prompt if question is None else question, chosen, rejected
     chosen, rejected = (next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values())
-    if chosen is not None or not isinstance(completions, list):
-        return prompt, chosen, rejected
-    rated = [
-        completion
-        for completion in completions
-        if isinstance(completion, dict) and isinstance(completion.get("overall_score"), int | float)
-    ]
-    if len(rated) < 2:
-        return prompt, None, None
-    best, worst = (choose(rated, key=lambda completion: completion["overall_score"]) for choose in (max, min))
-    if best["overall_score"] == worst["overall_score"]:
-        raise UselessRecord("pairs skipped: all completions have one score")
-    chosen, rejected = ([{"role": "assistant", "content": completion.get("response")}] for completion in (best, worst))
-    return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], chosen, rejected
+    return prompt, chosen, rejected
 
 
 def _find_labelled(record: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -134,14 +136,14 @@ def _find_labelled(record: dict[str, Any]) -> tuple[Any, Any] | None:
             value = int(value) if isinstance(value, str) and value.isdecimal() else value  # of a table
             number = better.get(value) if isinstance(value, int | float | str) else None
             if number is None:
-                raise UselessRecord("pairs skipped: their label says that neither answer is better")
+                raise UselessRecord(NEITHER)
             return answers[number], answers[1 - number]
     return None
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
     """The prompt with what belongs to it: Alpaca's `input`, and a message of the system, if the record has one."""
-    key = next((key for key in (*QUESTIONS, "conversations") if record.get(key) is not None), None)
+    key = next((key for key in (*QUESTIONS, "conversations", "input") if record.get(key) is not None), None)
     if key is None:
         return None
     prompt = add_context(record, key, where=where) if isinstance(record[key], str) else record[key]

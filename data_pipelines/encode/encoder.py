@@ -7,7 +7,7 @@ writes, so it can feed many cores.
 """
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ UNIT_COST = 2**8
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
+LOST = "times {} stands for text that the vocabulary cannot express"
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
 
 
@@ -141,12 +142,14 @@ class EncodedBatch(NamedTuple):
 class Encoder:
     """Reads and encodes a batch, in any process.
 
-    Documents of more than `max_tokens` continue as further documents; they must come whole.
+    Documents of more than `max_tokens` continue as further documents; they must come whole. With `has_text_files`, the
+    notes advise to cut them.
     """
 
     tokenizer: Tokenizer
     context: ReadContext
     max_tokens: int | None = None
+    has_text_files: bool = False
 
     def __call__(self, batch: UnitBatch) -> EncodedBatch:
         context, number, end = self.context.fresh_copy(), 0, self.tokenizer.end_of_text
@@ -156,8 +159,11 @@ class Encoder:
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
-                count_marks(piece.content, self.tokenizer.specials, context.notes)
+                marks = {"has_text_files": self.has_text_files, "found": self.tokenizer.text_tokens}
+                count_marks(piece.content, self.tokenizer.specials, context.notes, **marks)
                 ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
+                if (unknown := self.tokenizer.unknown) is not None and (lost := int((ids == unknown).sum())):
+                    context.notes[LOST.format(self.tokenizer.decode([unknown]))] += lost
                 length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
                 for begin in range(0, len(ids), length):
                     new = [before, ids[begin : begin + length]] if piece.begins else [ids]
@@ -167,13 +173,23 @@ class Encoder:
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
 
-def count_marks(content: Document, specials: Iterable[str], notes: Notes) -> None:
-    """Note how often the text of a special token stands in a document."""
+def count_marks(
+    content: Document, specials: Iterable[str], notes: Notes, *, has_text_files: bool, found: Collection[str] = ()
+) -> None:
+    """Note how often the text of a special token stands in a document; text files can be cut there, records cannot.
+
+    `found` are added tokens that such a text becomes.
+    """
     if b"<" not in (text := bytes(content)):  # most text, at once
         return
-    for mark in {*LEARNED_MARKS, *(name for name in specials if name.startswith("<"))}:
-        if times := text.count(mark.encode()):
-            advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if mark in ENDS else ""
+    for mark in {*LEARNED_MARKS, *(name for name in (*specials, *found) if name.startswith("<"))}:
+        if not (times := text.count(mark.encode())):
+            continue
+        if mark in found:
+            notes[f"times {mark} stands in text and becomes this token, which is not special"] += times
+        else:
+            can_cut = has_text_files and mark in ENDS
+            advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if can_cut else ""
             notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
 
 

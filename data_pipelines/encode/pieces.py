@@ -37,7 +37,7 @@ def iter_pieces(document: Document, tokenizer: Tokenizer, *, point: float, size:
     begin = 0
     while begin < len(document):
         end = len(document)
-        if tokenizer.pattern in (None, GPT2_PATTERN, GPT4_PATTERN):
+        if tokenizer.keeps_text and tokenizer.pattern in (None, GPT2_PATTERN, GPT4_PATTERN):
             end = _find_cut(document, begin + size)
         yield Piece(bytes(document[begin:end]), begin == 0, end == len(document), point)
         begin = end

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipelines.readers import documents as docs
 from data_pipelines.readers.documents import EMPTY, Chunk, Document, ReadContext, Source, is_blank
-from data_pipelines.runtime.options import INSTEAD
+from data_pipelines.runtime.split_specs import INSTEAD
 from gptjax.core.errors import UserError, count_of
 
 Split = Literal["train", "val"]

@@ -4,29 +4,34 @@ Each worker has a pipe of its own, of which no other process holds an end. The d
 also while it starts or is sending a result; the death of the parent is the end of the pipe for the worker. (The workers
 of `concurrent.futures` share one queue, which waits for ever for the rest of a result whose sender died.)
 
-Workers are spawned, because a fork of a process that has started JAX or threads may hang.
+Workers are new interpreters, because a fork of a process that has started JAX or threads may hang. They import what the
+function needs and not the script that prepares, as those of `multiprocessing` do: that takes twice as long, and runs
+again a script without `if __name__ == "__main__":`.
 """
 
 import contextlib
 import functools
 import itertools
-import multiprocessing
+import json
 import os
 import pickle
 import queue
+import subprocess
+import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from data_pipelines.runtime.sigint import block_sigint
 from gptjax.core.errors import UserError
 from gptjax.core.provenance import count_cores
 
+START = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import work; work(int(sys.argv[2]))"
+"""What a worker runs: its arguments are where modules are found and its end of the pipe."""
 ARGUMENTS_PER_WORKER = 4
 """How many arguments are sent to each worker before the oldest result is awaited."""
 
@@ -41,11 +46,11 @@ class WorkerDied(Exception):
 def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, processes: int) -> Iterator[R]:
     """Yield the results in order; raises what the function raised, or `WorkerDied`.
 
-    The function, its arguments and results are pickled. The processes are killed when the iterator ends or is closed.
+    The function, its arguments and results are pickled, and nothing of them may be defined in the script that runs
+    (`__main__`). The processes are killed when the iterator ends or is closed.
     """
-    workers: list[tuple[SpawnProcess, Connection]] = []
+    workers: list[tuple[subprocess.Popen[bytes], Connection]] = []
     try:
-        resource_tracker.ensure_running()  # started by the first worker, it would receive Ctrl-C
         for _ in range(processes):
             with block_sigint():
                 workers.append(_start_worker())
@@ -55,7 +60,7 @@ def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, proc
             for process, _ in workers:
                 process.kill()
             for process, pipe in workers:
-                process.join()
+                process.wait()
                 pipe.close()
 
 
@@ -85,17 +90,16 @@ def map_on_cores(
         yield from map_in_processes(function, everything, processes=min(processes, len(first)))
     except WorkerDied:
         raise UserError(
-            f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
-            'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
+            f"a worker process died, mostly for want of memory: use fewer than --processes={processes}."
         ) from None
 
 
-def _start_worker() -> tuple[SpawnProcess, Connection]:
-    ours, theirs = multiprocessing.Pipe()
+def _start_worker() -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = Pipe()
     with theirs:
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
-        process.start()
-    return process, ours
+        command = [sys.executable, "-c", START, json.dumps([os.path.abspath(path) for path in sys.path])]
+        number = theirs.fileno()
+        return subprocess.Popen([*command, str(number)], stdin=subprocess.DEVNULL, pass_fds=[number]), ours
 
 
 def _map(pipes: list[Connection], arguments: Iterable[T], *, function: Callable[[T], R]) -> Iterator[R]:
@@ -129,8 +133,9 @@ def _receive_result(pipe: Connection) -> Any:
     return result
 
 
-def _work(pipe: Connection) -> None:
-    """Apply the function that arrives first to everything that arrives after it."""
+def work(number: int) -> None:
+    """Apply the function that arrives first to everything that arrives after it, by the pipe of this descriptor."""
+    pipe = Connection(number)
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, messages), daemon=True).start()
     load, function = functools.cache(pickle.loads), messages.get()
@@ -156,11 +161,3 @@ def _call(function: Callable[[bytes], Any], argument: bytes) -> bytes:
         return pickle.dumps((None, error))
     except BaseException:
         return pickle.dumps((None, RuntimeError(f"In a worker process:\n{traceback.format_exc()}")))
-
-
-def refuse_in_worker() -> None:
-    """Raise where a script without a guard, imported by a spawned worker, would prepare again and wait for itself."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            'prepare() is called while a worker imports this script; put it under __name__ == "__main__".'
-        )

@@ -9,8 +9,9 @@ import numpy as np
 
 from data_pipelines.output.atomic_dir import find_prepared, hold_lock, replace_directory
 from data_pipelines.output.shard_writer import write_manifest
-from data_pipelines.runtime.options import ShardOptions, enlarge_split, find_used_split
+from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import print_notes
+from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Counts, Manifest

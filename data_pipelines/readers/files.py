@@ -37,7 +37,7 @@ READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (arrow_files.SUFFIXES, arrow_files.read_arrow),
     (array_records.SUFFIXES, array_records.read_array_records),
 )
-READERS_VERSION = 3
+READERS_VERSION = 4
 """Increase it when tables, Parquet or Arrow are read differently: data that were prepared from them are made again."""
 _KNOWN = ".txt, .md, .rst, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
 
@@ -52,6 +52,11 @@ def identify_readers(names: Iterable[str]) -> dict[str, int]:
     """What makes data of the named files others than those of earlier readers; nothing for most formats."""
     changed = (read_table, read_parquet, arrow_files.read_arrow)
     return {"readers": READERS_VERSION} if any(find_reader(name) in changed for name in names) else {}
+
+
+def is_text_file(name: str) -> bool:
+    """Whether a file of that name is read as text, not as records."""
+    return find_reader(name) in (read_text, None)
 
 
 def open_files(spec: str) -> "Files":

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.readers.files import suggest_source
 from data_pipelines.readers.formats import array_records, arrow_files
 from data_pipelines.readers.formats.arrow_values import iter_records
 from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, check_lines, explain_line
@@ -27,7 +28,7 @@ ITEMS = 1000
 """Items of an array in a block at most, and rows of Parquet at least."""
 RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
-_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
+KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
 
 NamedRecord = tuple[str, Any]
 """A place and a JSON value, or the `UserError` that says what is wrong there."""
@@ -40,22 +41,20 @@ class RecordBlock(NamedTuple):
     read: Callable[[], Iterator[NamedRecord]]
 
 
+def holds_records(name: str) -> bool:
+    """Whether a file of that name holds records that are read."""
+    endings = (*SUFFIXES, *JSON_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX, *arrow_files.SUFFIXES)
+    return array_records.drop_number(name).endswith((*endings, *array_records.SUFFIXES))
+
+
 def find_record_files(spec: str) -> tuple[Path, ...]:
     """A file, the files of known formats in a directory, or the files of a pattern."""
-    endings = (
-        *SUFFIXES,
-        *JSON_SUFFIXES,
-        *TABLE_SUFFIXES,
-        PARQUET_SUFFIX,
-        *arrow_files.SUFFIXES,
-        *array_records.SUFFIXES,
-    )
-    is_known, _, beside = keep_data(spec, lambda name: array_records.drop_number(name).endswith(endings))
+    is_known, _, beside = keep_data(spec, holds_records)
     if beside:
         tell_once(f"note: source {spec}: {count_of(len(beside), BESIDE)}; the first: {quote(beside[0])}")
-    hub = " Download the files first (hf download --repo-type=dataset OWNER/NAME) and name them."
-    otherwise = f" Wanted {_KNOWN}.{hub if spec.startswith('hf:') else ''}"
-    return find_files(spec, is_known, known=_KNOWN, otherwise=otherwise)
+    suggested = suggest_source(spec)
+    otherwise = f" Wanted {KNOWN}, hf:OWNER/NAME or tfds:NAME.{f' Or use {suggested}.' if suggested else ''}"
+    return find_files(spec, is_known, known=KNOWN, otherwise=otherwise)
 
 
 def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[RecordBlock]:
@@ -81,7 +80,7 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
             not path.name.lower().endswith(SUFFIXES)
             and file.peek(1)[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] not in b"{["
         ):
-            wanted = f"wanted records: {_KNOWN}, as --help shows"
+            wanted = f"wanted records: {KNOWN}, as --help shows"
             raise UserError(f"{path}: is plain text, {wanted}. Text is for python -m data_pipelines.prepare.")
         number = 1
         while lines := file.readlines(block_bytes):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
 from data_pipelines.readers.documents import Source
-from data_pipelines.readers.files import open_files
-from data_pipelines.readers.hub import open_hub
+from data_pipelines.readers.files import Files, is_text_file, open_files
+from data_pipelines.readers.hub import HubFiles, open_hub
 from data_pipelines.readers.own_sources import open_own
 from data_pipelines.readers.tfds_sets import open_tfds
 from data_pipelines.readers.wikitext import PREFIX, Articles
@@ -19,6 +19,16 @@ from data_pipelines.recipes import RECIPES
 def open_source(spec: str) -> Source:
     """Open the source that `spec` names. Local files must exist; nothing is fetched yet."""
     return next(source for opener in OPENERS if (source := opener(spec)) is not None)
+
+
+def has_text_files(source: Source | None) -> bool:
+    """Whether a source holds text files, which --separator cuts."""
+    match source:
+        case Files(paths=paths):
+            return any(is_text_file(path.name) for path in paths)
+        case HubFiles(files=files):
+            return any(is_text_file(file.path) for file in files)
+    return False
 
 
 OPENERS: tuple[Callable[[str], Source | None], ...] = (

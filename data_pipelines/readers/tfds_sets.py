@@ -36,14 +36,36 @@ class TfdsSet:
         return self.set.replace("/", "-")
 
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
-        records, _, size = _open_split(self.spec, self.directory, self.split, context.text_field)
+        size, records = self._mean_size, self._records
+        _find_feature(self.spec, self.directory, context.text_field)
         for begin, end in split_records(len(records), size * len(records), context):
             yield from DocumentBlock(size * (end - begin), partial(self._read, begin, end)).chunks(context)
 
     def _read(self, begin: int, end: int, context: ReadContext) -> Iterator[Document]:
-        records, feature, _ = _open_split(self.spec, self.directory, self.split, context.text_field)
-        for number, record in enumerate(records.__getitems__(range(begin, end)), start=begin):
+        feature = _find_feature(self.spec, self.directory, context.text_field)
+        for number, record in enumerate(self.read_records(begin, end), start=begin):
             yield validate_utf8(record[feature], context, where=f"{self.spec}: record {number}")
+
+    def read_records(self, begin: int, end: int) -> list[dict[str, Any]]:
+        """The records from `begin` to `end`, with all features as TFDS decodes them."""
+        return self._records.__getitems__(range(begin, end))
+
+    def count_records(self) -> int:
+        """Records of the split."""
+        return len(self._records)
+
+    def count_bytes(self) -> int:
+        """About the bytes of the split."""
+        return self._mean_size * self.count_records()
+
+    @property
+    def _records(self) -> Any:
+        return _open_split(self.spec, self.directory, self.split)
+
+    @property
+    def _mean_size(self) -> int:
+        size = sum(path.stat().st_size for path in self.directory.iterdir())
+        return size // max(1, _open_builder(self.spec, self.directory).info.splits.total_num_examples)
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with the names, sizes and modification times of all files of the set."""
@@ -65,21 +87,29 @@ class TfdsSet:
 
 
 @lru_cache(maxsize=1)
-def _open_split(spec: str, directory: Path, split: str, text_field: str) -> tuple[Any, str, int]:
-    """Return the records, their feature of text and their mean size; opened once in a process, for it takes seconds."""
-    builder = _import_tfds(spec).builder_from_directory(directory)
-    features = {name: type(feature).__name__ for name, feature in builder.info.features.items()}
+def _open_builder(spec: str, directory: Path) -> Any:
+    """Opened once in a process, for it takes seconds."""
+    return _import_tfds(spec).builder_from_directory(directory)
+
+
+@lru_cache(maxsize=1)
+def _open_split(spec: str, directory: Path, split: str) -> Any:
+    """The records of a split by their number."""
+    try:
+        return _open_builder(spec, directory).as_data_source(split=split)
+    except (NotImplementedError, ValueError) as error:  # another format than ArrayRecord, or no such split
+        raise UserError(f"source {spec}: split {split!r} in {directory}: {error}") from None
+
+
+def _find_feature(spec: str, directory: Path, text_field: str) -> str:
+    """The feature that holds the text. Raises `UserError` where there is none of that name."""
+    features = {name: type(kind).__name__ for name, kind in _open_builder(spec, directory).info.features.items()}
     texts = [name for name, kind in features.items() if kind == "Text"]
     feature = texts[0] if text_field == TEXT_FIELD and len(texts) == 1 else text_field
     if feature not in texts:
         held = ", ".join(f"{name} ({kind})" for name, kind in sorted(features.items()))
         raise UserError(f"source {spec}: no text feature {text_field!r}; it has {held} (--text-field chooses another).")
-    try:
-        records = builder.as_data_source(split=split)
-    except (NotImplementedError, ValueError) as error:  # another format than ArrayRecord, or no such split
-        raise UserError(f"source {spec}: split {split!r} in {directory}: {error}") from None
-    size = sum(path.stat().st_size for path in directory.iterdir())
-    return records, feature, size // max(1, builder.info.splits.total_num_examples)
+    return feature
 
 
 def open_tfds(spec: str) -> TfdsSet | None:

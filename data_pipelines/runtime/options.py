@@ -1,6 +1,5 @@
 """Options that several commands share, and the errors for wrong ones."""
 
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -8,30 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.data.manifest import Counts, Manifest
 
 T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
-INSTEAD = "split by {} instead"
-"""The end of the note of a split that is not the one asked for."""
 FEW_TOKENS = 100_000
 """A model learns fewer tokens by heart in seconds."""
-
-
-def find_used_split(asked: str, notes: str) -> str:
-    """The split in use: the one asked for, unless the notes of a preparation name another."""
-    found = re.search(INSTEAD.format(r"(\S+)"), notes)
-    return found[1] if found else asked
-
-
-def enlarge_split(spec: str) -> str | None:
-    """A split that keeps more for validation, at least twice as much; None for `none` and above a half."""
-    kind, _, number = spec.partition(":")
-    if kind in ("hash", "tail"):
-        return f"{kind}:{max(2 * float(number), 0.05):g}" if float(number) <= 0.25 else None
-    return "tail:0.1" if kind == "random" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +29,8 @@ class ShardOptions:
     least_tokens: ClassVar[int] = 0
     """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
     source: str
-    """A .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a directory of them or a quoted pattern."""
+    """A .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow file, a directory of them, a quoted pattern,
+    `hf:OWNER/NAME` or `tfds:NAME`."""
     output: Path
     """Directory to create."""
     split: str | None = None

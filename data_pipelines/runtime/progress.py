@@ -5,9 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from gptjax.process.progress import note_progress
 
 SECONDS_BETWEEN_LINES = 30
@@ -19,20 +16,37 @@ def progress_line(text: str) -> Iterator[Callable[[str], None]]:
 
     Without a terminal a text is printed every 30 seconds at most.
     """
-    silent, printed = not sys.stderr.isatty(), time.monotonic()
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=silent) as display:
-        task = display.add_task(text, total=None)
+    with _show_spinner(text) if sys.stderr.isatty() else _print_seldom() as update:
 
         def show(text: str) -> None:
-            nonlocal printed
             note_progress()  # a run that prepares its data does not hang
-            display.update(task, description=text)
-            if silent and time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
-                printed = time.monotonic()
-                print(text, file=sys.stderr, flush=True)
+            update(text)
 
         yield show
+
+
+@contextlib.contextmanager
+def _show_spinner(text: str) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console  # slow to import
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(text, total=None)
+        yield lambda text: display.update(task, description=text)
+
+
+@contextlib.contextmanager
+def _print_seldom() -> Iterator[Callable[[str], None]]:
+    printed = time.monotonic()
+
+    def update(text: str) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    yield update
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ one that is being written. `gptjax.checkpoints.checkpoint_format` describes what
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from gptjax.checkpoints.checkpoint_format import (
     report_write_errors,
     unflatten_by_name,
 )
-from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps
+from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs
 from gptjax.checkpoints.joint_save import JointCheckpointer
 from gptjax.checkpoints.rotation import ALL_DAMAGED, choose_step, clear_unfinished, prune, roll_back_to
 from gptjax.core.directory_identity import DirectoryIdentity
@@ -87,14 +87,17 @@ class CheckpointConfig:
 class CheckpointManager:
     """The checkpoints of one run while it trains. As a context manager it waits for pending writes at the end."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig, *, record: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, config: CheckpointConfig, *, list_logs: Callable[[], Iterable[Path]] = tuple
+    ) -> None:
         """Open the directory and clear what a killed process left behind. All processes must call this.
 
-        `record` is the run's metrics.jsonl, which reaches the disk before a checkpoint counts.
+        `list_logs` finds the run's files to which lines are only added. What they hold at a save reaches the disk
+        before the checkpoint counts.
         """
         check_path(directory)
         self._directory = Path(directory).absolute()
-        self._record = record
+        self._list_logs = list_logs
         self._run: DirectoryIdentity | None = None
         """The first process, which names and removes directories, makes sure that they are still this run's."""
         if jax.process_index() == 0:
@@ -152,9 +155,7 @@ class CheckpointManager:
                 _collect_items(state), metadata, step=step, best_value=value, best_metric=self._config.best_metric
             )
             self._checkpointer.save(unfinished, args, name=f"save {step} {attempt}", run=self._run)
-        is_recorded = self._record is not None and self._record.is_file()
-        records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
-        self._pending = self._background.submit(self._finish, path, unfinished, records)
+        self._pending = self._background.submit(self._finish, path, unfinished, measure_logs(self._list_logs()))
 
     def check_place(self) -> None:
         """Raise an OSError on the first process if the run was moved. Another one may have its path."""
@@ -173,10 +174,10 @@ class CheckpointManager:
         """Whether a save that `wait` has not seen yet has ended, well or not."""
         return self._pending is not None and self._pending.done()
 
-    def _finish(self, path: Path, unfinished: Path, records: dict[Path, int]) -> None:
+    def _finish(self, path: Path, unfinished: Path, logs: dict[Path, int]) -> None:
         def commit() -> None:
             self.check_place()
-            commit_checkpoint(unfinished, path, records=records)
+            commit_checkpoint(unfinished, path, logs=logs)
 
         self._checkpointer.finish(commit)
         if jax.process_index() == 0:

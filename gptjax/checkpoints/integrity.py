@@ -6,8 +6,11 @@ Checkpoints of an earlier gptjax have no sums; they are complete if Orbax says s
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import (
@@ -34,19 +37,49 @@ _unchanged: dict[Path, tuple[int, int]] = {}
 """Times of change of files that this process has read and found as they were written."""
 
 
-def commit_checkpoint(unfinished: Path, step_directory: Path, *, records: Mapping[Path, int] | None = None) -> None:
-    """Let a checkpoint count that has been written beside this directory.
+def measure_logs(logs: Iterable[Path]) -> dict[Path, int]:
+    """The sizes of the files that are there."""
+    found: dict[Path, int] = {}
+    for path in logs:
+        with suppress(FileNotFoundError):
+            found[path] = path.stat().st_size
+    return found
 
-    `records` are files of the run, with their sizes when the step was done. They reach the disk first, and their sums
-    are kept too.
+
+def sum_logs(logs: Mapping[Path, int], run: Path) -> dict[str, dict[str, list[Any]]]:
+    """The field `records` of a `checksums.json`: sizes and sums of the first bytes of logs, by their path in the run.
+
+    These bytes are on the disk afterwards.
     """
-    found = {path: sum_file(path, size=size) for path, size in (records or {}).items() if path.is_file()}
+    found = {path: sum_file(path, size=size) for path, size in logs.items() if path.is_file()}
     for path in found:
         sync_path(path)
-        sync_path(path.parent)
-    sync_tree(unfinished)
-    extra = {"records": {path.name: list(record) for path, record in found.items()}}
-    write_sums(unfinished, sum_files(unfinished, list_files(unfinished)), extra=extra)
+    for directory in {path.parent for path in found}:
+        sync_path(directory)
+    return {"records": {str(path.relative_to(run)): list(record) for path, record in found.items()}}
+
+
+def read_log_sums(directory: Path) -> dict[str, FileSum]:
+    """What `sum_logs` has added to a `checksums.json`; {} where that is missing or damaged."""
+    try:
+        found = read_sums(directory)
+    except DamagedFileError:
+        return {}
+    return {name: FileSum(*values) for name, values in (found[1].get("records", {}) if found else {}).items()}
+
+
+def commit_checkpoint(unfinished: Path, step_directory: Path, *, logs: Mapping[Path, int] | None = None) -> None:
+    """Let a checkpoint `RUN/checkpoints/STEP` count that has been written beside this directory.
+
+    `logs` are files of the run, with their sizes when the step was done. They reach the disk first, and their sums
+    are kept too.
+    """
+    extra = sum_logs(logs or {}, step_directory.parents[1])
+    with ThreadPoolExecutor(1) as pool:  # the disk writes while sums are computed
+        synced = pool.submit(sync_tree, unfinished)
+        sums = sum_files(unfinished, list_files(unfinished))
+        synced.result()
+    write_sums(unfinished, sums, extra=extra)
     unfinished.rename(step_directory)
     sync_path(step_directory.parent)
 

@@ -138,6 +138,7 @@ def _make_registry(await_directories: Callable[[], None]) -> Any:
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     """A filter of logs. Orbax logs a traceback in each thread that fails, and asyncio one for each array; `finish`
-    raises the same error."""
-    is_of_orbax = "orbax" in Path(record.pathname).parts or "/orbax/" in record.getMessage()
+    raises the same error. asyncio's name the temporary directory that Orbax writes to, or its source."""
+    text = record.getMessage()
+    is_of_orbax = "orbax" in Path(record.pathname).parts or "/orbax/" in text or ".orbax-checkpoint-tmp" in text
     return not is_of_orbax or shows_tracebacks()

@@ -109,6 +109,12 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
     return max((earlier for earlier in existing if earlier <= step), default=0)
 
 
+def list_set_aside(directory: Path) -> list[Path]:
+    """The checkpoints after a step to which a run went back. Those that were damaged then are not among them."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"\d+\.(after_\d+|rolled_back)", path.name))
+
+
 def find_last_kept(directory: Path) -> int | None:
     """The step after which a killed process was setting checkpoints aside; None if there was none."""
     return min((int(path.name.split(".")[0]) for path in _list_begun(directory)), default=None)

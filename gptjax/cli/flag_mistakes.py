@@ -10,7 +10,8 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, TOLD_TO, VALUES
+from gptjax.cli.explanations import find_explanation, read_explanations
+from gptjax.cli.flag_synonyms import FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
 from gptjax.cli.flags import (
     FALSE,
     TRUE,
@@ -28,6 +29,8 @@ from gptjax.core.files import expand_path
 
 SHORTEST_MISTAKE = 4
 """Letters of a word for which a flag with almost the same letters may be meant."""
+REPOSITORY = r"[\w.-]+/[\w.-]+"
+"""The name of a data set on the hub."""
 ALSO = {"optimizer.learning-rate": "optimizer.adam-learning-rate"}
 """A flag, and the one of the other parameters under Muon."""
 MISSING = {"tokenizer": "It is gpt2, a directory with tokenizer.json or, in prepare_chat, bpe:1024: learned there."}
@@ -71,6 +74,10 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
     names = " and ".join(f"--{name}" for name in missing)
     forms = " ".join(f"--{name}=…" for name in missing)
     kinds = "".join(f" {MISSING[name]}" for name in missing if name in MISSING)
+    if {"text-field", "tokenizer", "output"} <= flags.keys() and "tokenizer" not in given:
+        kinds = (
+            " A --tokenizer=… is needed, too, unless the source is a recipe: gpt2, bytes, chars, bpe:SIZE or a file."
+        )
     return f"{names} {'is' if len(missing) == 1 else 'are'} not given. Write {forms}.{kinds}"
 
 
@@ -165,11 +172,16 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     name, colon, behind = name.partition(":")
     value = (behind or value) if colon else value
     shown = quote(name + colon + behind)
-    if reason := _find_explanation([f"{name}={value}"], flags):
-        return f"There is no flag --{shown}. {reason}"
     word = name.rpartition(".")[2].lower()
+    with_value = f"{word}={str(value).lower()}"
+    if reason := find_explanation([with_value], flags) or find_explanation([word], flags, instead=True):
+        return f"There is no flag --{shown}. {reason}"
     meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
     meant, value = _choose_meant(meant, word, value, flags)
+    reason = find_explanation([name.lower(), word], flags)
+    is_text = value is not None and value.lower() not in TRUE | FALSE
+    if reason and is_text and meant and _explain_value(meant[0], [value], flags[meant[0]]) is not None:
+        meant = []  # the word means a flag of another program
     if meant == ["data.path"] and value and _is_text_file(value):
         how = f"python -m data_pipelines.prepare --source={_spell(value)} makes them of this file"
         return f"There is no flag --{shown}. Write --data.path=DIR, a directory of shards; {how}."
@@ -180,22 +192,12 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
         rest = next((ALSO[flag] for flag in meant if flag in ALSO and ALSO[flag] in flags), None)
         also = "" if rest is None else f" It is that of the matrices; embeddings, head and vectors have --{rest}."
         return f"There is no flag --{shown}. Write {forms}.{also}"
-    if reason := _find_explanation([name.lower(), word], flags):
+    if reason:
         return f"There is no flag --{shown}. {reason}"
     positional = next((flag for flag, kind in flags.items() if kind.positional), None)
     if positional is not None and value and not has_first:
         return f"There is no flag --{shown}. {_explain_first(positional, value)}"
     return f"There is no flag --{shown}. --help lists all flags."
-
-
-def _find_explanation(words: Sequence[str], flags: Flags) -> str | None:
-    """What is said of the first of these words, if this command has the flags of that sentence; None otherwise."""
-    found = next((word for word in words if word in EXPLANATIONS), "")
-    reason = EXPLANATIONS.get(found, "")
-    own = re.sub(r"(gptjax|data_pipelines)\.\w+( --\S+)+", "", reason)  # the flags of other commands
-    known = {re.sub(r"\.\d+\.", ".N.", flag) for flag in flags}
-    needed = {*re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own), *([TOLD_TO[found]] if found in TOLD_TO else [])}
-    return reason if reason and needed <= known else None
 
 
 def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) -> tuple[list[str], str | None]:
@@ -213,6 +215,8 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
     if value and "data.path" in meant and "data.source" in flags:
         is_name = word in ("dataset", "dataset-name") and "/" not in value and not expand_path(value).exists()
         return ["data.source" if is_name or _is_text_file(value) else "data.path"], value
+    if "source" in meant and "dataset" in word and re.fullmatch(REPOSITORY, value or "") and not os.path.exists(value):
+        return ["source"], f"hf:{value}"
     if "split" in meant and _is_number(value):
         return ["split"], value
     fitting = [
@@ -245,7 +249,7 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
         return synonyms
     if name not in OTHER_ALONE and (found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]):
         return sorted(found, key=lambda flag: flag.count("."))[:3]
-    if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:
+    if not {word, name.lower()}.isdisjoint(read_explanations()) or len(name) < SHORTEST_MISTAKE:
         return []
     spelled = {key: flag for flag in reversed(list(flags)) for key in _list_endings(flag)}
     for typed in (name, word, word.removeprefix("no-"), word.removeprefix("no")):

@@ -21,6 +21,7 @@ _SAME = {
     "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim base-mlp-dim "
     "ffn-hidden-size ffn-hidden-dim mlp-hidden-dim mlp-hidden-size",
     "model.context-length": "block-size seq-len seq-length sequence-length max-seq-len max-seq-length max-length "
+    "sequence-len "
     "context context-length context-size n-positions n-ctx ctx ctx-len max-target-length max-position-embeddings",
     "model.vocab-size": "n-vocab vocab vocab-size",
     "model.dropout": "dropout resid-pdrop dropout-rate attn-dropout attn-pdrop hidden-dropout embd-pdrop",
@@ -52,6 +53,7 @@ _SAME = {
     "system-prompt": "system system-message",
     "checkpoint": "model run ckpt ckpt-path checkpoint-path model-path path out-dir dir run-dir init-from load "
     "resume-from name weights",
+    "tasks": "task",
     "prompt": "start text input inputs",
     "max-new-tokens": "max-tokens num-tokens tokens length max-length n-tokens new-tokens max-new-token",
     "temperature": "temp t",
@@ -61,8 +63,8 @@ _SAME = {
     "num-samples": "n samples n-samples num-return-sequences",
     "prompt-file": "file prompts prompts-file input-file",
     "text": "file text-file input input-file eval-file",
-    "tokens": "eval-tokens max-tokens eval-iters num-tokens",
-    "source": "hf hub input data dataset file files path in input-file train-file text corpus data-path",
+    "tokens": "eval-tokens max-tokens num-tokens",
+    "source": "hf hub input data dataset dataset-name file files path in input-file train-file text corpus data-path",
     "output": "out output-dir out-dir outdir save-dir destination dest o output-prefix outfile out-file output-file",
     "tokenizer": "tok vocab vocab-size encoding tokenizer-name tokenizer-path tokenizer-type model",
     "text-field": "text-column column key field text-key content-key jsonl-field content-field json-keys json-key",
@@ -117,163 +119,6 @@ for _flag, _words in _SAME.items():
     for _word in _words.split():
         FLAGS_BY_WORD.setdefault(_word, []).append(_flag)
 
-_DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses."
-_POSITIONS = (
-    *("positions", "pos-emb", "pos-embed"),
-    *("position-embedding", "position-embedding-type", "positional-encoding"),
-)
-_ACTIVATIONS = ("activation", "act", "act-fn", "hidden-act", "activation-function", "mlp", "mlp-type")
-EXPLANATIONS = {
-    **dict.fromkeys(
-        (
-            *("device", "devices", "gpus", "nproc-per-node", "world-size"),
-            *("num-gpus", "gpu", "cuda", "accelerator", "num-devices", "backend"),
-        ),
-        _DEVICES,
-    ),
-    "compile": "Every step is compiled.",
-    **dict.fromkeys(("num-nodes", "nnodes", "num-hosts"), "Each host runs the same command: see docs/devices.md."),
-    **dict.fromkeys(
-        (
-            *("prompt-field", "prompt-column", "question-field", "answer-field", "response-field", "completion-field"),
-            *("chosen-field", "rejected-field", "messages-field", "columns", "column-mapping", "fields", "field-map"),
-        ),
-        "--rename-fields=NAME:NEW,NAME:NEW gives fields the names that are known, such as prompt and completion.",
-    ),
-    **dict.fromkeys(("system", "system-prompt"), "python -m gptjax.chat --system-prompt=… begins a conversation so."),
-    **dict.fromkeys(("metrics", "metric", "perplexity", "ppl"), "All figures are measured; --json=FILE keeps them."),
-    **dict.fromkeys(("streaming", "stream-data"), "Sources are always read as a stream."),
-    **dict.fromkeys(("model-type", "algorithm", "model=unigram", "model=bpe"), "A byte-level BPE is learned."),
-    "seed": "A hash splits documents, without a seed; --split=random:K/N/SEED has one.",
-    "dtype": "Ids have the width that a vocabulary needs; in files of others it is seen by their values.",
-    "min-lr": "--optimizer.schedule.min-ratio is the last rate as a share of the largest, such as 0.1.",
-    **dict.fromkeys(
-        ("total-batch-size", "batch-size-tokens", "tokens-per-batch"),
-        "--batch-size counts sequences of a step: divide tokens by --model.context-length.",
-    ),
-    **dict.fromkeys(
-        (
-            *("per-device-train-batch-size", "per-device-eval-batch-size", "per-device-batch-size"),
-            *("per-device-parallelism", "device-batch-size", "micro-batch-size"),
-        ),
-        "--batch-size counts the sequences of all devices together; --grad-accum=N reads them in N parts.",
-    ),
-    **dict.fromkeys(
-        ("resume-from", "resume-from-checkpoint"),
-        "The same command, with the same --name, continues a run. --init-from=RUN starts a new one from its weights.",
-    ),
-    **dict.fromkeys(
-        (
-            *("optimizer", "optim", "optimizer.type", "optimizer-type", "scheduler", "lr-scheduler"),
-            *("lr-scheduler-type", "schedule", "lr-schedule", "learning-rate-schedule"),
-            *("objective", "evaluators", "ema"),
-        ),
-        "A class is chosen in the config file, and its fields are flags: see docs/optimizers.md.",
-    ),
-    **dict.fromkeys(
-        ("epochs", "num-epochs", "num-train-epochs", "max-epochs"),
-        "A run is as long as --steps says; its first lines tell how many steps an epoch has.",
-    ),
-    **dict.fromkeys(
-        ("tokens", "max-tokens", "num-tokens", "total-tokens", "train-tokens", "token-budget"),
-        "--steps counts steps: divide tokens by --batch-size times --model.context-length.",
-    ),
-    **dict.fromkeys(
-        ("val-fraction", "val-split", "validation-split", "train-split"),
-        "Data is split when it is prepared: python -m data_pipelines.prepare --split=….",
-    ),
-    **dict.fromkeys(
-        ("time", "time-limit", "walltime", "max-duration", "max-hours", "max-minutes", "max-seconds"),
-        "--max-time takes a time with its unit, such as 90m or 11.5h.",
-    ),
-    **dict.fromkeys(
-        ("rope", "use-rope", *(f"{word}=rope" for word in _POSITIONS), *(f"{word}=rotary" for word in _POSITIONS)),
-        "Write --model.positions=rotary.",
-    ),
-    **dict.fromkeys(("rmsnorm", "rms-norm", "use-rmsnorm"), "Write --model.norm=rms."),
-    **dict.fromkeys(
-        ("swiglu", "use-swiglu", *(f"{word}=swiglu" for word in _ACTIVATIONS)),
-        "Write --model.activation=silu --model.gated-mlp.",
-    ),
-    **dict.fromkeys(
-        ("geglu", *(f"{word}=geglu" for word in _ACTIVATIONS)), "Write --model.activation=gelu --model.gated-mlp."
-    ),
-    **dict.fromkeys(
-        ("val-file", "val-data", "validation-file", "validation-data", "eval-file", "eval-data"),
-        "Validation text is named when data is prepared: python -m data_pipelines.prepare --validation-source=….",
-    ),
-    **dict.fromkeys(("zero", "zero-stage", "deepspeed"), "--mesh=fsdp divides weights, gradients and moments."),
-    **dict.fromkeys(
-        ("pp", "pipeline-parallel", "pipeline-parallel-size", "pipeline-model-parallel-size"),
-        "There is no pipeline parallelism; --mesh=fsdp and --mesh.tensor=N divide a model.",
-    ),
-    **dict.fromkeys(
-        ("overwrite", "fresh", "restart", "from-scratch", "no-resume"),
-        "A new --name begins another run; a run that exists is never overwritten.",
-    ),
-    **dict.fromkeys(("profile", "profiler", "trace"), "python -m gptjax.bench --config=NAME --profile times a config."),
-    **dict.fromkeys(
-        ("quantize", "quantization", "quant"), "llama-quantize of llama.cpp makes smaller types of the file."
-    ),
-    **dict.fromkeys(
-        ("mask-prompt", "train-on-prompt", "mask-user", "completion-only-loss", "assistant-only-loss"),
-        "The objective SFT scores only what the assistant says.",
-    ),
-    **dict.fromkeys(("logger", "loggers"), "--log.wandb=online and --log.tensorboard add records of a run."),
-    "shuffle": "Training reads rows in an order that its --seed decides.",
-    **dict.fromkeys(("num-workers", "workers"), "Data is read ahead by a thread; there are no workers."),
-    **dict.fromkeys(
-        ("c", "config-file", "cfg", "conf", "config-path", "config-name", "preset"),
-        "Write --config=NAME, or the name as the first word.",
-    ),
-    **dict.fromkeys(
-        ("v", "verbose", "debug", "quiet", "q"), "A run prints the same lines always; --log.every spaces them."
-    ),
-    **dict.fromkeys(("eval-only", "eval"), "python -m gptjax.evaluate --checkpoint=RUN measures a run."),
-    **dict.fromkeys(
-        ("warmup-ratio", "warmup-fraction"), "--optimizer.schedule.warmup-steps counts steps, if the schedule has it."
-    ),
-    **dict.fromkeys(("do-sample", "greedy"), "--temperature=0 is greedy; other temperatures sample."),
-    **dict.fromkeys(("beam", "beams", "num-beams", "beam-size"), "There is no beam search; --temperature=0 is greedy."),
-    "model-args": "Write --checkpoint=RUN.",
-    "max-shard-size": "Weights are written in files of 5 GB at most.",
-    "format": "The form of files is found by itself; data_pipelines.index_shards indexes ids without a header.",
-    **dict.fromkeys(
-        ("stream", "no-stream"), "A single text is printed while it is generated; several are at their end."
-    ),
-    **dict.fromkeys(
-        ("prompt", "message", "question"),
-        "gptjax.sample --prompt=… continues a text; a chat reads its messages from the terminal or a pipe.",
-    ),
-    "report-to=tensorboard": "Write --log.tensorboard.",
-    **dict.fromkeys(
-        ("eval-iters", "eval-batches", "limit-val-batches"),
-        "--evaluators.N.tokens, N from 0 on, counts what a validation reads; by default it is the whole split.",
-    ),
-    **dict.fromkeys(
-        ("decay-lr", "lr-decay"),
-        "The schedule is a class of the config file; Constant() keeps the rate (docs/optimizers.md).",
-    ),
-    "model=hf": "What lm_eval reads as model hf with pretrained=NAME is --checkpoint=NAME here.",
-    "always-save-checkpoint": "--checkpoint.every says how often a run is saved.",
-    **dict.fromkeys(
-        ("bos", "add-bos", "add-eos", "append-eos", "append-eod"),
-        "Documents are separated by the tokenizer's end of text.",
-    ),
-}
-"""What to say of a word that no flag stands for, to commands that have the flags which are named."""
-_TOLD_TO = {
-    "end-of-text": "dtype format bos add-bos add-eos append-eos append-eod",
-    "strict": "streaming stream-data",
-    "vocab-size": "model-type algorithm model=unigram model=bpe",
-    "data.path": "compile optimizer optim optimizer.type optimizer-type scheduler lr-scheduler lr-scheduler-type "
-    "schedule lr-schedule learning-rate-schedule objective evaluators ema decay-lr lr-decay eval-only eval",
-    "temperature": "stream no-stream",
-    "architecture": "max-shard-size",
-    "dtype": "quantize quantization quant",
-}
-TOLD_TO = {word: flag for flag, words in _TOLD_TO.items() for word in words.split()}
-"""A flag of the commands for which an explanation is true, where it names none."""
 OTHER_ALONE = ("tokens",)
 """Words that mean something else alone than at the end of a flag."""
 SWITCHED_ON = {

@@ -17,6 +17,7 @@ from gptjax.cli.command_line import Imports
 from gptjax.conversion.imports import ORIGIN_FILE
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, count_of
+from gptjax.core.file_sums import sum_directory
 from gptjax.core.files import atomic_directory, expand_path
 from gptjax.data.config import Mixture
 from gptjax.data.manifest import read_manifest
@@ -121,6 +122,7 @@ def export_model(options: ToHf) -> None:
         result = "not verified: --no-verify"
         if options.verify:
             result = model_dir.compare_with_transformers(directory, model, dtype=dtype)
+        sum_directory(directory)
     print(
         _describe_export(options, run, architecture=architecture, dtype=dtype),
         result,
@@ -184,6 +186,7 @@ def export_adapters(options: ToPeft) -> None:
         write_adapters(directory, run.load_adapted_model(options.step, ema=options.ema), base=options.base)
         if run.tokenizer is not None:
             run.tokenizer.save(directory)
+        sum_directory(directory)
     print(f"{options.output}: adapters of {run.directory.name} at step {run.find_step(options.step)} in PEFT's format")
     if (start := run.config.init_from) is not None:
         print(f"note: they belong to the weights of {start}, from which the run started; to-hf exports those")

@@ -5,7 +5,7 @@ The file holds the sum of its own content too. So a changed byte in it is not bl
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,10 +47,31 @@ def sum_file(path: Path, *, size: int | None = None, on_read: Callable[[int], ob
     return FileSum(count, digest.hexdigest())
 
 
+def sum_prefixes(path: Path, sizes: Iterable[int]) -> dict[int, FileSum]:
+    """Size and SHA-256 of the first bytes of a file, for each of these sizes, as far as there are so many."""
+    digest, count, found = hashlib.sha256(), 0, dict[int, FileSum]()
+    with path.open("rb") as file:
+        for size in sorted(set(sizes)):
+            while part := file.read(min(size - count, READ_BYTES)):
+                digest.update(part)
+                count += len(part)
+            found[size] = FileSum(count, digest.hexdigest())
+    return found
+
+
 def sum_files(directory: Path, names: Collection[str]) -> dict[str, FileSum]:
     """Read the files, several at a time."""
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(names, pool.map(lambda name: sum_file(directory / name), names), strict=True))
+
+
+def keep_sums(directory: Path, names: Iterable[str]) -> dict[str, FileSum]:
+    """The sums of these files that `checksums.json` lists, and of the others as they are now."""
+    try:
+        listed, _ = read_sums(directory) or ({}, {})
+    except DamagedFileError:
+        listed = {}
+    return {name: listed.get(name) or sum_file(directory / name) for name in sorted(names)}
 
 
 def list_files(directory: Path) -> list[str]:
@@ -87,6 +108,11 @@ def read_sums(directory: Path) -> tuple[dict[str, FileSum], dict[str, Any]] | No
     if own != _sum_content({"files": {name: list(file_sum) for name, file_sum in sums.items()}} | content):
         raise DamagedFileError(f"{path} is not as it was written: its own SHA-256 differs")
     return sums, content
+
+
+def sum_directory(directory: Path) -> None:
+    """Write `checksums.json` of all files of a directory."""
+    write_sums(directory, sum_files(directory, list_files(directory)))
 
 
 def find_wrong_size(directory: Path, sums: FileSums) -> str | None:

@@ -53,8 +53,6 @@ class HarnessModel(TemplateLM):
         if tokenizer.chat_template is not None:
             ends.append(tokenizer.specials[tokenizer.chat_template.assistant.end])
         self._ends = [end for end in ends if end is not None]
-        names = sorted(tokenizer.specials, key=len, reverse=True)
-        self._specials = re.compile("|".join(map(re.escape, names))) if names else None
         self.max_length, self.max_gen_toks = model.config.context_length, 256
         self.scoring = ScoringOptions(batch_size=batch_size)
 
@@ -77,13 +75,7 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text. Names of special tokens in it are those tokens, as transformers reads them."""
-        ids: list[int] = []
-        start = 0
-        for match in self._specials.finditer(string) if self._specials else ():
-            ids += self.text_tokenizer.encode(string[start : match.start()]).tolist()
-            ids.append(self.text_tokenizer.specials[match.group()])
-            start = match.end()
-        return ids + self.text_tokenizer.encode(string[start:]).tolist()
+        return self.text_tokenizer.encode_with_specials(string).tolist()
 
     @contextlib.contextmanager
     def remember_answers(self) -> Iterator[None]:

@@ -47,6 +47,8 @@ class Text:
     """Whether the tokens hold their own ends of text, as shards do."""
     masks: Sequence[np.ndarray] | None = None
     """For each token whether its prediction counts; None: all count."""
+    sizes: Sequence[np.ndarray] | None = None
+    """Bytes of text behind each token; None: what the tokenizer says of its id."""
     fingerprints: Sequence[int] | None = None
     """A number for each document, made of its text, or of its tokens if that is unknown. None: its place tells it."""
 
@@ -121,14 +123,19 @@ def encode_text(
             f'(in a config: EvalProtocol(first_token="context", …)).'
         )
     documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
-    for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):
+    can_cut = path.is_dir() or _import_reader("files").is_text_file(path.name)
+    added = {END_OF_TEXT, *tokenizer.specials, *tokenizer.text_tokens}
+    for mark in sorted(name for name in added if name.startswith("<")):
         if times := sum(document.count(mark) for document in documents):
-            advice = f"; --separator='{mark}' cuts text files" if mark == END_OF_TEXT else ""
-            note = f"times {mark} stands in text and is scored as text{advice}"
+            advice = f"; --separator='{mark}' cuts text files" if can_cut and mark == END_OF_TEXT else ""
+            how = "this token, which is not special" if mark in tokenizer.text_tokens else f"text{advice}"
+            note = f"times {mark} stands in text and is scored as {how}"
             _tell([count_of(times, note)], told)
     count = COUNT_WORDS[protocol.words]
-    tokens, words = [tokenizer.encode(d) for d in documents], [count(d) for d in documents]
-    return Text(str(path), tokens, words, tokenizer, fingerprints=[_fingerprint(d.encode()) for d in documents])
+    encoded, words = [tokenizer.encode_with_sizes(d) for d in documents], [count(d) for d in documents]
+    tokens, sizes = [ids for ids, _ in encoded], None if tokenizer.keeps_text else [size for _, size in encoded]
+    marks = [_fingerprint(d.encode()) for d in documents]
+    return Text(str(path), tokens, words, tokenizer, sizes=sizes, fingerprints=marks)
 
 
 def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol: EvalProtocol) -> Text:
@@ -146,8 +153,8 @@ def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol:
     words, contents = None, [part.tobytes() for part in documents]
     if tokenizer is not None and int(tokens.max()) < tokenizer.vocab_size:
         count, special = COUNT_WORDS[protocol.words], np.array([*tokenizer.specials.values(), -1])
-        contents = [b"".join(map(tokenizer.token_bytes, part[~np.isin(part, special)].tolist())) for part in documents]
-        words = [count(content.decode(errors="replace")) for content in contents]
+        texts = [tokenizer.decode(part[~np.isin(part, special)]) for part in documents]
+        words, contents = [count(text) for text in texts], [text.encode() for text in texts]
     fingerprints = list(map(_fingerprint, contents))
     return Text(stream.name, documents, words, tokenizer, is_stored=True, masks=masks, fingerprints=fingerprints)
 
@@ -204,7 +211,7 @@ def sum_documents(
     known = np.flatnonzero(scored)
     if not len(known):
         raise UserError(f"{text.name}: none of its next tokens is scored. Take more.")
-    measure = _find_measure(text, placed)
+    sizes_of = _find_sizes(text, placed, protocol)
     one = known if len(known) == 1 and scored[known[0]] >= 2 * PARTS else None
     known = _add_empty_documents(known, text, protocol)
     pairs = zip(known.tolist(), scored[known].tolist(), strict=True)
@@ -212,12 +219,12 @@ def sum_documents(
     unit, divide = "documents", None
     if one is not None:
         unit, known, counts = "equal parts of the one document", one, np.full(PARTS, counts.sum() / PARTS)
-        total = float(sum(measure(_find_counted(p)).sum() for p in placed))
+        total = float(sum(sizes.sum() for sizes in sizes_of))
         divide = EvenParts(total or float(scored.sum()), has_bytes=total > 0)
     sums = np.zeros((5, len(counts)))
-    for p, values in zip(placed, nats, strict=True):
+    for p, sizes, values in zip(placed, sizes_of, nats, strict=True):
         is_counted = p.documents >= 0
-        sizes, values, ones = measure(_find_counted(p)), values[is_counted], np.ones(int(is_counted.sum()))
+        values, ones = values[is_counted], np.ones(int(is_counted.sum()))
         group = np.searchsorted(known, p.documents[is_counted]) if divide is None else divide.place(sizes)
         for row, x in zip(sums, (values, values * p.weight, ones * p.weight, ones, sizes), strict=True):
             np.add.at(row, group, x)
@@ -252,13 +259,18 @@ def _find_counted(p: PlacedWindow) -> Ids:
     return p.window.targets[p.documents >= 0]
 
 
-def _find_measure(text: Text, placed: Sequence[PlacedWindow]) -> Callable[[Ids], np.ndarray]:
-    """The bytes of text behind each of some tokens; zeros if those of one are unknown."""
-    largest = max(int(tokens.max()) for p in placed if len(tokens := _find_counted(p)))
+def _find_sizes(text: Text, placed: Sequence[PlacedWindow], protocol: EvalProtocol) -> list[np.ndarray]:
+    """The bytes of text behind the counted tokens of each window; zeros if those of one are unknown."""
+    counted = [_find_counted(p) for p in placed]
+    largest = max(int(tokens.max()) for tokens in counted if len(tokens))
     if text.tokenizer is None or largest >= text.tokenizer.vocab_size:
-        return lambda tokens: np.zeros(len(tokens))
-    sizes = text.tokenizer.bytes_per_token.astype(np.float64)
-    return lambda tokens: sizes[tokens]
+        return [np.zeros(len(tokens)) for tokens in counted]
+    if text.sizes is None:
+        sizes = text.tokenizer.bytes_per_token.astype(np.float64)
+        return [sizes[tokens] for tokens in counted]
+    begin = None if text.is_stored or find_beginning(text) is None else 0  # that token is of no text
+    same = place_windows(protocol, text.sizes, begin_of_text=begin, masks=text.masks, name=text.name)
+    return [_find_counted(p).astype(np.float64) for p in same]
 
 
 @dataclass

@@ -64,7 +64,8 @@ class ExactMatch(PeriodicEvaluator):
                     model, filled, max_new_tokens=length, temperature=0.0, end_of_text=encoder.end
                 )
                 for prompt, row in zip(batch, ids, strict=False):
-                    texts.append(tokenizer.decode(take_until(row[len(prompt) : len(prompt) + length], encoder.end)))
+                    answer = take_until(row[len(prompt) : len(prompt) + length], encoder.end)
+                    texts.append(tokenizer.decode_after(prompt.tolist(), answer.tolist()))
             return texts
 
         def evaluate(model: "gpt.GPT") -> Metrics:

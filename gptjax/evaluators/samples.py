@@ -73,7 +73,8 @@ class Samples(PeriodicEvaluator):
             )
             if chat is None:
                 return {self.name: tokenizer.decode(ids[0])}
-            answer = tokenizer.decode(take_until(ids[0][len(prompt) :], chat.end))
+            answer = take_until(ids[0][len(prompt) :], chat.end)
+            answer = tokenizer.decode_after(prompt, answer.tolist())
             return {self.name: f"user: {self.prompt}\nassistant: {answer}"}
 
         return evaluate

@@ -105,7 +105,9 @@ class ValidationEvaluator:
             unit = "mean loss"
         else:
             unit = "mean in nats per token" if nats == "loss" else f"mean loss; nats per token in {self.name}_{nats}"
-            per_byte = f"bits per byte over {self.bytes:,} bytes" if self.bytes else "no bits per byte: no tokenizer"
+            kept = self.context.tokenizer is None or self.context.tokenizer.keeps_text
+            what = "bytes" if kept else "bytes that its tokens are decoded to"
+            per_byte = f"bits per byte over {self.bytes:,} {what}" if self.bytes else "no bits per byte: no tokenizer"
             unit += f", {per_byte}"
         return (
             f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in sequences of "

@@ -19,11 +19,14 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, context_length: in
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
-        "add_prefix_space": False,
     }
+    if tokenizer.keeps_text:  # of another's file, transformers would change the pre-tokenizer by it
+        settings["add_prefix_space"] = False
     if (end := tokenizer.end_of_text_name) is not None:
         # A byte-level BPE has no unknown token, but ctranslate2 refuses to load a model without the name of one.
         settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    if (unknown := tokenizer.unknown) is not None:
+        settings["unk_token"] = tokenizer.decode([unknown])
     if (begin := tokenizer.begin_of_text_name) is not None:
         settings["bos_token"] = begin
     write_json(directory / "tokenizer_config.json", settings)

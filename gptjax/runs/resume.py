@@ -77,6 +77,7 @@ def restore_state(
     changes = check_same_run(config, saved, fingerprints)
     print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in changes))
     print_once(*_describe_end(config, step), *describe_rate_change(saved.config, config, step))
+    print_once(*describe_other_rows(saved, config, fingerprints))
     if difference := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
         print_once(f"  not bit for bit from here on: {difference}")
     optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
@@ -88,6 +89,19 @@ def restore_state(
         print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
         return replace(found, ema=training_state.copy_arrays(found.model))
     return found
+
+
+def describe_other_rows(saved: SavedRun, config: TrainConfig, fingerprints: Fingerprints) -> list[str]:
+    """A line for each change, after which a forced resume does not read just the rows that it has not read yet."""
+    lines = []
+    if names := [name for name in ("seed", "epoch_seeds") if getattr(saved.config, name) != getattr(config, name)]:
+        lines.append(
+            f"  another {' and '.join(names)} gives the rest of this epoch another order: some of its rows come twice, "
+            "and others not at all"
+        )
+    if "data" in fingerprints and saved.fingerprints.get("data") != fingerprints["data"]:
+        lines.append("  the other data are read from the row at which the run was, not from their first")
+    return lines
 
 
 def _describe_end(config: TrainConfig, step: int) -> list[str]:

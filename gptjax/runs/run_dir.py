@@ -19,7 +19,15 @@ from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.config_files import import_modules
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_files, write_sums
+from gptjax.core.file_sums import (
+    SUMS_FILE,
+    DamagedFileError,
+    find_damage,
+    keep_sums,
+    read_sums,
+    sum_files,
+    write_sums,
+)
 from gptjax.core.files import (
     atomic_directory,
     expand_path,
@@ -56,6 +64,8 @@ TOKENIZER_FILE = "tokenizer.json"
 REFERENCE = "reference"
 """The directory of a reference's log-probabilities, with a `REFERENCE_FILE` and the files whose sums that lists."""
 REFERENCE_FILE = "reference.json"
+REPORTS = ("traceback-*.txt", "stacks-*.txt", "wandb_id")
+"""Files that are written once, by a start of the run."""
 _READ_FILES = (CONFIG_FILE, *SAVED_FILES)
 """The files beside the checkpoints on which what is read from them depends."""
 
@@ -214,10 +224,11 @@ def write_run_files(
 ) -> None:
     """Write the files beside the checkpoints, each atomically: config, its source, versions, tokenizer, `others`.
 
-    `checksums.json` lists them, and the files of a stored reference. It is removed first: after a kill in between, the
-    old sums would call the new files damaged.
+    `checksums.json` lists them, the files of a stored reference, and reports of earlier starts. It is removed first:
+    after a kill in between, the old sums would call the new files damaged.
     """
     make_directories(directory)
+    reports = keep_sums(directory, [path.name for pattern in REPORTS for path in directory.glob(pattern)])
     (directory / SUMS_FILE).unlink(missing_ok=True)
     sync_path(directory)
     contents = {ENVIRONMENT: json.dumps(collect_environment(list_device_kinds()), indent=2) + "\n", **(others or {})}
@@ -230,7 +241,7 @@ def write_run_files(
         write_atomically(directory / name, content)
     references = [str(path.relative_to(directory)) for path in list_references(directory)]
     names = [name for name in (*contents, *SAVED_FILES, *references) if (directory / name).is_file()]
-    write_sums(directory, sum_files(directory, names))
+    write_sums(directory, sum_files(directory, names) | reports)
 
 
 def list_references(directory: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Whether all processes of a run were started with the same config and read the same data."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,30 +12,45 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
 from gptjax.core.serialization import to_json
+from gptjax.runs.read_places import identify_places, is_place
 from gptjax.runs.resume import Fingerprints
 
 _OF_EACH_PROCESS = ("output_dir", "name", "data", "init_from", "log", "hang_timeout", "max_restarts")
 """Places may differ. Data is compared by its fingerprint, and the run directory by `run_lock`."""
-_PLACES = ("bundle", "data", "include_path", "path", "reference", "task_data", "teacher", "text")
-"""Fields of evaluators and objectives that say where something lies. In a user's own classes, paths show by a slash."""
+_ABSENT = -1
 
 
 def check_same_command(config: TrainConfig, fingerprints: Fingerprints) -> None:
-    """Raise a `UserError` on all processes if one has another config or other data than the first.
+    """Raise a `UserError` on all processes if one has another config, or has read other files, than the first.
 
     JAX would not notice: each would compute its part of another run. All processes must call this.
     """
-    if jax.process_count() == 1:
-        return
-    parts = list_compared(config, fingerprints)
-    marks = np.array([int(hash_json(part)[:7], 16) for part in parts.values()], np.int32)
-    gathered = np.asarray(multihost_utils.process_allgather(marks)).reshape(-1, len(parts))
-    process, place = np.nonzero(gathered != gathered[0])
+    if jax.process_count() > 1:
+        _compare({name: hash_json(part) for name, part in list_compared(config, fingerprints).items()})
+        _compare({f"content of {name}": mark for name, mark in identify_places(config).items()})
+
+
+def check_same_content(fingerprints: Fingerprints) -> None:
+    """Raise a `UserError` on all processes if these identities differ. All processes must call this."""
+    if jax.process_count() > 1:
+        _compare(_name_contents(fingerprints))
+
+
+def _compare(marks: Mapping[str, str | None]) -> None:
+    """Compare with the other processes, which have the same names.
+
+    What one of them lacks is not compared: if it is needed, opening it says so.
+    """
+    values = [_ABSENT if mark is None else int(hash_json(mark)[:7], 16) for mark in marks.values()]
+    gathered = np.asarray(multihost_utils.process_allgather(np.array(values, np.int32))).reshape(-1, len(values))
+    differs = gathered != gathered[0]
+    differs[:, (gathered == _ABSENT).any(axis=0)] = False
+    process, place = np.nonzero(differs)
     if len(process):
-        names = [list(parts)[i] for i in place[process == process[0]]]
+        names = [list(marks)[i] for i in place[process == process[0]]]
         raise UserError(
             f"process {process[0]} differs from process 0 in: {', '.join(names)}. Give the same command on all, "
-            "with the same config file, and prepare the same data."
+            "with the same config file, and let all read the same files."
         )
 
 
@@ -44,7 +60,11 @@ def list_compared(config: TrainConfig, fingerprints: Fingerprints) -> dict[str, 
     names = [field.name for field in fields(config) if field.name not in _OF_EACH_PROCESS]
     found = {name: _without_places(content.get(name)) for name in names}
     weights = {"weights of the data": config.data.history_until(config.steps)}
-    return found | weights | {f"content of the {name}": mark for name, mark in fingerprints.items()}
+    return found | weights | _name_contents(fingerprints)
+
+
+def _name_contents(fingerprints: Fingerprints) -> dict[str, str | None]:
+    return {f"content of the {name}": mark for name, mark in fingerprints.items()}
 
 
 def _without_places(content: Any) -> Any:
@@ -56,5 +76,4 @@ def _without_places(content: Any) -> Any:
         return [_without_places(item) for item in content]
     if not isinstance(content, dict):
         return "PLACE" if isinstance(content, str) and content.startswith(("/", "./", "../", "~")) else content
-    is_place = lambda name, value: name in _PLACES and value and isinstance(value, str | list)
     return {name: "PLACE" if is_place(name, value) else _without_places(value) for name, value in content.items()}

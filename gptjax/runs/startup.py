@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.checkpoints.checkpoint_format import check_path
 from gptjax.config import TrainConfig
 from gptjax.core.diff import diff_configs
@@ -42,7 +41,7 @@ from gptjax.runs.initial_weights import (
     report_merge,
 )
 from gptjax.runs.resume import Fingerprints, adopt_history
-from gptjax.runs.run_dir import CHECKPOINTS, METRICS, has_trained, reopen_run
+from gptjax.runs.run_dir import METRICS, has_trained, reopen_run
 from gptjax.sharding.compilation import DETERMINISTIC_OPTIONS
 from gptjax.sharding.devices import (
     GPU_PLATFORMS,
@@ -234,11 +233,6 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig, *, modules: Modules 
     adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
     begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
     return begin(load_start(config, mesh, modules=modules))
-
-
-def open_checkpoints(config: TrainConfig) -> CheckpointManager:
-    """The checkpoints of a run, whose metrics.jsonl reaches the disk before one of them counts."""
-    return CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS)
 
 
 def read_values(config: TrainConfig, metric: str, *, before: int) -> list[float]:

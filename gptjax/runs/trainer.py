@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,9 +30,10 @@ from gptjax.runs import report, startup
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model, watch_reference
 from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
-from gptjax.runs.run_dir import CONSOLE_LOG, write_run_files
+from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, write_run_files
 from gptjax.runs.run_lock import run_lock
-from gptjax.runs.same_command import check_same_command
+from gptjax.runs.run_sums import list_logs, seal_run
+from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
@@ -77,6 +79,8 @@ def train(
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")
     report.print_summary(config, command, stopped=stopped)
+    if jax.process_index() == 0:
+        seal_run(config.directory)
     return 0 if stopped is None else stopped.status
 
 
@@ -97,7 +101,7 @@ def _train(
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
     config.check_mesh(mesh)
-    with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
+    with mesh.activate(), run_lock(config.directory), _open_checkpoints(config) as checkpoints:
         keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
@@ -109,7 +113,8 @@ def _train(
         if frozen.read_spec != read_spec:
             read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
-        fingerprints |= {"validation": evaluators.validation_fingerprint} | frozen.fingerprints
+        fingerprints |= (opened := {"validation": evaluators.validation_fingerprint} | frozen.fingerprints)
+        check_same_content(opened)
         run = _Run(
             mesh=mesh,
             tokenizer=tokenizer,
@@ -124,6 +129,12 @@ def _train(
             source=source,
         )
         return run.train(config, reader, read_spec)
+
+
+def _open_checkpoints(config: TrainConfig) -> CheckpointManager:
+    """The checkpoints of a run, whose logs reach the disk before one of them counts."""
+    logs = partial(list_logs, config.directory)
+    return CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint, list_logs=logs)
 
 
 @dataclass(frozen=True, kw_only=True)

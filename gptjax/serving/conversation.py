@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptjax.core.errors import UserError
+from gptjax.core.unicode import replace_surrogates
 from gptjax.serving.text_generation import Completion, TextGenerator
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, Message
-from gptjax.tokenization.tokenizer import replace_surrogates
 
 DEFAULT_ANSWER = 256
 """Tokens of an answer at most, where the context has room."""

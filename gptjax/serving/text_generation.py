@@ -172,7 +172,9 @@ class TextGenerator:
             measure_speed: leave it in `speed`.
         """
         options = self.options
-        completions = [Completion(TextStream(self.tokenizer, stop_texts=options.stop_text)) for _ in prompts]
+        stops = options.stop_text
+        streams = [TextStream(self.tokenizer, after=prompt.tolist(), stop_texts=stops) for prompt in prompts]
+        completions = [Completion(stream) for stream in streams]
         stream = generation.stream_cropped if crop else generation.stream_tokens
         report: dict[str, Any] = (
             {"report_speed": lambda speed: setattr(self, "speed", speed)} if measure_speed and not crop else {}

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from gptjax.core.errors import UserError
-from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, RoleFormat
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -37,6 +36,15 @@ class MaskedTokens(NamedTuple):
         """The parts, one after another."""
         ids, marks = zip(*parts, strict=True)
         return cls(np.concatenate(ids), np.concatenate(marks))
+
+
+class _Border(NamedTuple):
+    """What stands around a content: up to the last special token, its name, the rest of the header; what follows."""
+
+    start: Ids
+    name: str
+    header: str
+    end: Ids
 
 
 class ChatEncoder:
@@ -70,10 +78,10 @@ class ChatEncoder:
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
         parts, spans, length = [self._first], list[slice](), len(self._first)
         for (style, message), is_learned in zip(turns, scored, strict=True):
-            start, header, end = self._borders[style]
-            text = self._tokenizer.encode(header + message.content)
+            start, name, header, end = self._borders[style]
+            text, context = self._tokenizer.encode_pair(header, message.content, after=name, before=style.end)
             if is_learned:
-                first = length + len(start) + count_tokens_within(self._tokenizer, header, text)
+                first = length + len(start) + context
                 spans.append(slice(first, length + len(start) + len(text) + 1))
             parts += (start, text, end)
             length += len(start) + len(text) + len(end)
@@ -84,16 +92,17 @@ class ChatEncoder:
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
-        start, header, _ = self._borders[self.template.assistant]
-        return np.concatenate([self.encode_conversation(messages).tokens, start, self._tokenizer.encode(header)])
+        start, name, header, _ = self._borders[self.template.assistant]
+        text, _ = self._tokenizer.encode_pair(header, "", after=name)
+        return np.concatenate([self.encode_conversation(messages).tokens, start, text])
 
-    def _encode_border(self, style: RoleFormat) -> tuple[Ids, str, Ids]:
-        """What stands before the content, up to the last special token; the rest of the header; what stands behind."""
+    def _encode_border(self, style: RoleFormat) -> _Border:
         names = [name for name in self._tokenizer.specials if name in style.header]
         cut = max((style.header.rindex(name) + len(name) for name in names), default=0)
         parts = style.start + style.header[:cut], style.end + style.after
         start, end = (self._tokenizer.encode_with_specials(part) for part in parts)
-        return start, style.header[cut:], end
+        last = max(filter(parts[0].endswith, self._tokenizer.specials), key=len)
+        return _Border(start, last, style.header[cut:], end)
 
 
 def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
@@ -119,20 +128,10 @@ def with_jinja(tokenizer: Tokenizer, jinja: str | None) -> Tokenizer:
 
 def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTokens:
     """Two texts as one. A token is scored if any of its bytes is of the second."""
-    tokens = tokenizer.encode(context + scored)
+    tokens, border = tokenizer.encode_pair(context, scored)
     marks = np.ones(len(tokens), np.uint8)
-    marks[: count_tokens_within(tokenizer, context, tokens)] = 0
+    marks[:border] = 0
     return MaskedTokens(tokens, marks)
-
-
-def count_tokens_within(tokenizer: Tokenizer, beginning: str, tokens: Ids) -> int:
-    """How many of the tokens of a text lie wholly within this beginning of it."""
-    left = len(replace_surrogates(beginning).encode())
-    sizes = tokenizer.bytes_per_token[tokens[:left]].tolist()  # a token has at least one byte
-    for count, size in enumerate(sizes):
-        if (left := left - size) < 0:
-            return count
-    return len(sizes)
 
 
 def mark(tokens: Ids, scored: bool) -> ScoredIds:

@@ -1,6 +1,5 @@
 """Text of tokens that arrive one after another: whole characters only, and nothing that may become a stop text."""
 
-import codecs
 from collections.abc import Iterable, Sequence
 
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -9,9 +8,10 @@ from gptjax.tokenization.tokenizer import Tokenizer
 class TextStream:
     """Decodes ids as they come. After a stop text, which is not part of the text, `stopped` is True."""
 
-    def __init__(self, tokenizer: Tokenizer, *, stop_texts: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, after: Sequence[int] = (), stop_texts: Sequence[str] = ()) -> None:
+        """`after` are the ids that they follow, such as a prompt."""
         self._tokenizer, self._stop_texts = tokenizer, [text for text in stop_texts if text]
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._after, self._decoder = after, tokenizer.make_decoder(after)
         self._held = ""
         self.text = ""
         """All text so far."""
@@ -19,15 +19,15 @@ class TextStream:
 
     def add(self, ids: Iterable[int]) -> str:
         """The text that is certain with these ids."""
-        return self._take(self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, ids))))
+        return self._take(self._decoder.add(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids from the first on, whatever was added before."""
-        return b"".join(map(self._tokenizer.token_bytes, ids)).decode("utf-8", errors="replace")
+        return self._tokenizer.decode_after(self._after, ids)
 
     def finish(self) -> str:
         """The text that was held back. Bytes of an unfinished character become U+FFFD."""
-        new = self._take(self._decoder.decode(b"", final=True))
+        new = self._take(self._decoder.finish())
         rest, self._held = ("" if self.stopped else self._held), ""
         self.text += rest
         return new + rest

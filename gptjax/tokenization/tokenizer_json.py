@@ -1,28 +1,25 @@
 """tokenizer.json and its older relatives: how a table of tokens is stored, and which files can be read.
 
-A file is read into a `TokenTable`, which is all that decides the ids; nothing else of a file matters. Files are written
-by Hugging Face `tokenizers`. Files of others are read if they are of one of the three kinds.
+A file of one of our kinds is read into a `TokenTable`, which is all that decides the ids; nothing else of it matters.
+Any other is a `LibraryFile`, which stays as it is. Files are written by Hugging Face `tokenizers`.
 """
 
 import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
 from gptjax.process.console import print_once
+from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
-CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-"""Files beside tokenizer.json in which Hugging Face names the end of text, as `eos_token`."""
-WANTED_KIND = "Use gpt2, or learn a byte-level BPE: python -m data_pipelines.train_tokenizer"
-END_OF_TURN = "<|im_end|>"
-"""What a chat's tokenizer may name instead; its documents still begin with `END_OF_TEXT`, if it has that."""
+ADVICE = "Use gpt2, or learn a byte-level BPE: python -m data_pipelines.train_tokenizer"
+MODEL_ADVICE = "transformers' AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT) writes a tokenizer.json of it."
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts text into words before merging (openai/gpt-2, src/encoder.py)."""
 GPT4_PATTERN = (
@@ -31,21 +28,29 @@ GPT4_PATTERN = (
 )
 """The later rule of cl100k: digits in threes, line ends apart, one leading sign sticks to a word."""
 
+Kind = Literal["bpe", "bytes", "chars", "tokenizers"]
 Merges = Sequence[tuple[bytes, bytes]]
 
 
 class TokenTable(NamedTuple):
     """Tokens by their bytes, special ones by name; for BPE also the merges in order, and how words are cut."""
 
-    kind: Literal["bpe", "bytes", "chars"]
+    kind: Kind
     tokens: Mapping[bytes, int]
     specials: Mapping[str, int] = {}
     merges: Merges = ()
     pattern: str | None = None
 
 
-def to_json(table: TokenTable) -> dict[str, Any]:
-    """The content of `tokenizer.json`."""
+class LibraryFile(NamedTuple):
+    """A tokenizer.json that only the library can follow: its text, and its `tokenizers.Tokenizer`."""
+
+    text: str
+    library: Any
+
+
+def to_json(table: TokenTable) -> str:
+    """The content of `tokenizer.json`, as the library writes it: with indents, Python takes ten times as long."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers  # only writing needs it
 
     if table.kind == "chars":
@@ -54,8 +59,10 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         written.decoder = decoders.Fuse()
     else:
-        vocab = {spell_token(token): i for token, i in table.tokens.items()} | dict(table.specials)
-        merges = [(spell_token(left), spell_token(right)) for left, right in table.merges]
+        spelled = {token: spell_token(token) for token in table.tokens}
+        vocab = {spelled[token]: i for token, i in table.tokens.items()} | dict(table.specials)
+        spell = lambda token: spelled.get(token) or spell_token(token)
+        merges = [(spell(left), spell(right)) for left, right in table.merges]
         written = Tokenizer(models.BPE(vocab, merges, ignore_merges=has_several_merges(table)))
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=table.pattern == GPT2_PATTERN)
         written.pre_tokenizer = bytes_only
@@ -65,7 +72,7 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.decoder = decoders.ByteLevel()
     names = sorted(table.specials, key=table.specials.__getitem__)
     written.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    return json.loads(written.to_str())
+    return written.to_str(pretty=True)
 
 
 def has_several_merges(table: TokenTable) -> bool:
@@ -73,7 +80,7 @@ def has_several_merges(table: TokenTable) -> bool:
     return table.kind == "bpe" and len(table.merges) > len(table.tokens) - 256
 
 
-def read_directory(directory: Path) -> TokenTable:
+def read_directory(directory: Path) -> TokenTable | LibraryFile:
     """The table of a directory that holds tokenizer.json or GPT-2's older pair under either of its names."""
     if (directory / FILE_NAME).is_file():
         return read_tokenizer_json(directory / FILE_NAME)
@@ -85,9 +92,11 @@ def read_directory(directory: Path) -> TokenTable:
             except (OSError, ValueError) as error:
                 raise UserError(f"{files[0]}: it, or {merges_name}, cannot be read: {quote(str(error))}.") from None
             return parse_vocab_and_merges(vocab, merges, where=files[0])
+    others = [path.name for pattern in ("*.model", "*.tiktoken") for path in sorted(directory.glob(pattern))]
+    advice = f" {quote(others[0])} is of another kind. {MODEL_ADVICE}" if others else ""
     raise UserError(
         f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
-        "or merges.txt with vocab.json."
+        f"or merges.txt with vocab.json.{advice}"
     )
 
 
@@ -115,93 +124,70 @@ def explain_missing(name: str) -> str:
     return f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; {learned}.{hub}"
 
 
-def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:
-    """The name of the special token that ends documents: what the files in a directory say, else `END_OF_TEXT`.
+def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
+    """The table of a `tokenizer.json`, ours or another's, or the file as it is if no table expresses it.
 
-    None if the tokenizer has no such token. Raises `UserError` for a damaged file.
+    Raises `UserError` for one that cannot be read, or that encodes at random.
     """
-    names = set(specials)
-    default = END_OF_TEXT if END_OF_TEXT in names else None
-    found = _list_named(directory, "eos_token", names=names)
-    return next((name for name in found if not (name == END_OF_TURN and default)), default)
+    text, library = _load_library(path)
+    content, table = json.loads(text), None
+    added = content.get("added_tokens", [])
+    if dropout := content["model"].get("dropout"):
+        found = f"model.dropout is {quote(repr(dropout))}"
+        raise UserError(f"{path}: {found}, so that ids are drawn at random. {ADVICE}")
+    if not content.get("normalizer") and all(token.get("special") for token in added):
+        table = _find_table(json.loads(library.to_str()), path)  # which has what older files leave out
+    if table is None:
+        _check_ids(library.get_vocab(with_added_tokens=True), path)
+    if added := [token["content"] for token in added if _adds(content.get("post_processor"), token)]:
+        names = " and ".join(map(quote, added))
+        print_once(f"note: {path} adds {names} to each text, and here a text is read without it", to_stderr=True)
+    return LibraryFile(text, library) if table is None else table
 
 
-def find_begin_of_text(specials: Iterable[str], directory: Path, *, end_of_text: str | None) -> str | None:
-    """The name of the special token that begins documents, if the files in a directory name another than their end.
-
-    Where they name the end of a turn as end, documents begin with `END_OF_TEXT`. Raises `UserError` for a damaged file.
-    """
-    names = set(specials)
-    if END_OF_TURN in _list_named(directory, "eos_token", names=names) and end_of_text != END_OF_TURN:
-        return None
-    return next((name for name in _list_named(directory, "bos_token", names=names) if name != end_of_text), None)
-
-
-def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[str]:
-    """The special tokens that the files in a directory name so."""
-    found: list[str] = []
-    for path in (directory / name for name in CONFIG_FILES) if directory is not None else ():
-        if path.is_file():
-            try:
-                content = json.loads(read_text(path, limit=LARGEST_TOKENIZER))
-            except (OSError, ValueError, RecursionError) as error:
-                raise UserError(f"{path}: cannot be read as JSON: {quote(str(error))}.") from None
-            named = content.get(key) if isinstance(content, dict) else None
-            named = named.get("content") if isinstance(named, dict) else named
-            if named is not None and not isinstance(named, str):
-                raise UserError(f"{path}: {key} is {quote(repr(named))}; wanted the text of a special token.")
-            found += [named] if named is not None and named in names else []
-    return found
-
-
-def read_tokenizer_json(path: Path) -> TokenTable:
-    """The table of a `tokenizer.json`, ours or another's; raises `UserError` for one that cannot be read."""
+def _load_library(path: Path) -> tuple[str, Any]:
+    """The text of a file, and what the library makes of it."""
     from tokenizers import Tokenizer
 
-    try:  # the library checks types and fills in what older files leave out
-        content = json.loads(Tokenizer.from_str(read_text(path, limit=LARGEST_TOKENIZER)).to_str())
+    try:
+        text = read_text(path, limit=LARGEST_TOKENIZER)
+        return text, Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises plain Exceptions, and a panic that is none
         if path.suffix == ".model":
-            raise UserError(f"{path}: is a model of SentencePiece, or of tiktoken. {WANTED_KIND}") from None
+            raise UserError(f"{path}: is a model of SentencePiece, or of tiktoken. {MODEL_ADVICE}") from None
         raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {quote(str(error))}.") from None
+
+
+def _find_table(content: dict[str, Any], path: Path) -> TokenTable | None:
+    """The table that encodes as this content says; None if there is none."""
     model, kind = content["model"], content["model"]["type"]
-    if content["normalizer"]:
-        raise UserError(f"{path}: has a normalizer, so text would not survive; wanted one without. {WANTED_KIND}")
-    if kind == "WordLevel" and all(len(word) == 1 for word in model["vocab"]):
+    if kind == "WordLevel" and model["vocab"] and all(len(word) == 1 for word in model["vocab"]):
         return TokenTable("chars", {char.encode(): i for char, i in _check_ids(model["vocab"], path).items()})
-    if kind != "BPE" or (content["decoder"] or {}).get("type") != "ByteLevel":
-        raise UserError(f"{path}: holds a {kind} model; wanted byte-level BPE, bytes or characters. {WANTED_KIND}")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model[option]:
-            raise UserError(f"{path}: model.{option} is {quote(repr(model[option]))}, which is not supported.")
-    pattern = _find_pattern(content["pre_tokenizer"], path)
-    if pattern is None and not model["merges"]:
-        return _read_bytes_table(model["vocab"], path)
-    for token in content["added_tokens"]:
-        if not token["special"]:
-            raise UserError(
-                f"{path}: the added token {quote(repr(token['content']))} is not special, so that text would become "
-                "it; here all text is made of merges. Remove it, or mark it special."
-            )
+    is_byte_level = kind == "BPE" and (content["decoder"] or {}).get("type") == "ByteLevel"
+    options = ("continuing_subword_prefix", "end_of_word_suffix")
+    if not is_byte_level or any(map(model.get, options)):
+        return None
+    if (pattern := _find_pattern(content["pre_tokenizer"])) is None:
+        return None
+    if not pattern and not model["merges"]:
+        return _find_bytes_table(model["vocab"])
     specials = {token["content"]: token["id"] for token in content["added_tokens"]}
-    if added := [name for name in specials if _adds(content["post_processor"], name)]:
-        names = " and ".join(map(quote, added))
-        print_once(f"note: {path} adds {names} to each text, and here a text is read without it", to_stderr=True)
     table = _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
-    if has_several_merges(table) and not model.get("ignore_merges"):
-        raise UserError(f"{path}: merges a token in several ways without ignore_merges, as tiktoken cannot.")
-    return table
+    # tiktoken merges a token in one way only, unless the whole word is a token.
+    return None if table is None or (has_several_merges(table) and not model.get("ignore_merges")) else table
 
 
-def _adds(post_processor: Any, name: str) -> bool:
+def _adds(post_processor: Any, token: Mapping[str, Any]) -> bool:
     """Whether this section of a file puts a special token beside every text."""
     match post_processor:
         case {"type": "Sequence", "processors": list(parts)}:
-            return any(_adds(part, name) for part in parts)
+            return any(_adds(part, token) for part in parts)
         case {"type": "TemplateProcessing", "single": list(pieces)}:
-            return any(piece.get("SpecialToken", {}).get("id") == name for piece in pieces)
+            return any(piece.get("SpecialToken", {}).get("id") == token["content"] for piece in pieces)
+        case {"type": "RobertaProcessing" | "BertProcessing", "sep": [sep, _], "cls": [cls, _]}:
+            return token["content"] in (sep, cls)
     return False
 
 
@@ -217,7 +203,13 @@ def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> Token
     _check_ids(ids, where)
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     specials = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
-    return _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
+    table = _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
+    if table is None:
+        raise UserError(
+            f"{where}: {len(ids)} tokens and {len(pairs)} merges do not make a byte-level BPE: wanted the 256 bytes, "
+            f"written in the alphabet of GPT-2, and one token for each merge, in the order of merging. {ADVICE}"
+        )
+    return table
 
 
 def write_vocab_and_merges(
@@ -239,10 +231,9 @@ def _check_ids(ids: Mapping[str, Any], where: Path) -> Mapping[str, int]:
     return ids
 
 
-def _read_bytes_table(vocab: Mapping[str, int], where: Path) -> TokenTable:
-    if vocab != {spell_token(bytes([b])): b for b in range(256)}:
-        raise UserError(f"{where}: a vocabulary without merges must number the 256 bytes by their value.")
-    return TokenTable("bytes", {bytes([b]): b for b in range(256)})
+def _find_bytes_table(vocab: Mapping[str, int]) -> TokenTable | None:
+    is_bytes = vocab == {spell_token(bytes([b])): b for b in range(256)}
+    return TokenTable("bytes", {bytes([b]): b for b in range(256)}) if is_bytes else None
 
 
 def _make_bpe(
@@ -252,30 +243,31 @@ def _make_bpe(
     *,
     pattern: str,
     where: Path,
-) -> TokenTable:
-    """Byte-level BPE from a file's content. tiktoken merges in the order of ids, so merges must have it.
+) -> TokenTable | None:
+    """Byte-level BPE from a file's content. tiktoken merges in the order of ids: None if merges have another.
 
     A file that was made of tiktoken's ranks lists all pairs that are a token, and has `ignore_merges`.
     """
     _check_ids(vocab | specials, where)
-    tokens = {_from_letters(letters, where): i for letters, i in vocab.items() if letters not in specials}
-    merges = [(_from_letters(pair[0], where), _from_letters(pair[1], where)) for pair in pairs if len(pair) == 2]
+    spelled = {letters: read_letters(letters) for letters in vocab if letters not in specials}
+    tokens = {token: vocab[letters] for letters, token in spelled.items() if token is not None}
+    halves = [[spelled.get(letters) or read_letters(letters) for letters in pair] for pair in pairs]
+    merges = [(pair[0], pair[1]) for pair in halves if len(pair) == 2 and pair[0] is not None and pair[1] is not None]
     ids = [tokens.get(left + right, -1) for left, right in merges]
     increasing = all(0 <= a <= b for a, b in itertools.pairwise(ids)) and ids[:1] != [-1]
     every_byte = all(bytes([b]) in tokens for b in range(256))
-    if not (increasing and every_byte and len(pairs) == len(merges) and len(tokens) == 256 + len({*ids})):
-        raise UserError(
-            f"{where}: {len(tokens)} tokens and {len(pairs)} merges do not make a byte-level BPE: wanted the "
-            f"256 bytes and one token for each merge, numbered in the order of merging. {WANTED_KIND}"
-        )
+    if not (
+        increasing and every_byte and len(pairs) == len(merges) and len(tokens) == len(spelled) == 256 + len({*ids})
+    ):
+        return None
     return TokenTable("bpe", tokens, specials, merges, pattern)
 
 
-def _find_pattern(pre_tokenizer: Any, where: Path) -> str | None:
-    """The regular expression of a `pre_tokenizer` section; None if words are not cut at all."""
+def _find_pattern(pre_tokenizer: Any) -> str | None:
+    """The regular expression of a `pre_tokenizer` section; empty if words are not cut at all, None if it is another."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
-            return None
+            return ""
         case {"type": "ByteLevel", "add_prefix_space": False}:
             return GPT2_PATTERN
         case {
@@ -286,10 +278,7 @@ def _find_pattern(pre_tokenizer: Any, where: Path) -> str | None:
             ],
         } if not last.get("add_prefix_space"):
             return regex
-    raise UserError(
-        f"{where}: its pre_tokenizer is neither GPT-2's ByteLevel (without prefix space) nor a Split by a "
-        f"regular expression followed by ByteLevel; other kinds cannot be encoded here. {WANTED_KIND}"
-    )
+    return None
 
 
 @functools.cache
@@ -301,24 +290,31 @@ def _alphabet() -> tuple[str, ...]:
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
-    return {char: b for b, char in enumerate(_alphabet())}
+def _letter_of() -> dict[int, str]:
+    """For `str.translate`: the letter of a byte, which is a character of Latin-1."""
+    return dict(enumerate(_alphabet()))
+
+
+@functools.cache
+def _byte_of() -> dict[int, str]:
+    """For `str.translate`: a letter's byte as a character of Latin-1. Characters that are no letter become none."""
+    others = dict.fromkeys(range(0x100), "\uffff")
+    return others | {ord(letter): chr(b) for b, letter in enumerate(_alphabet())}
 
 
 def is_token_name(name: str, tokens: Mapping[bytes, int]) -> bool:
     """Whether a file would write one of these tokens as `name`."""
-    return all(char in _byte_of() for char in name) and bytes(_byte_of()[char] for char in name) in tokens
+    return read_letters(name) in tokens
 
 
 def spell_token(token: bytes) -> str:
     """A token of a byte-level BPE as files write it: a letter for each byte."""
-    return "".join(_alphabet()[b] for b in token)
+    return token.decode("latin-1").translate(_letter_of())
 
 
-def _from_letters(letters: str, where: Path) -> bytes:
+def read_letters(letters: str) -> bytes | None:
+    """The bytes of a token as files write them; None for one that has other characters."""
     try:
-        return bytes(_byte_of()[char] for char in letters)
-    except KeyError:
-        raise UserError(
-            f"{where}: token {quote(repr(letters))} is not written in the byte-level alphabet of GPT-2."
-        ) from None
+        return letters.translate(_byte_of()).encode("latin-1")
+    except UnicodeEncodeError:
+        return None

@@ -35,7 +35,7 @@ TRAINING = (
         "gptjax/checkpoints/integrity.py",
         "test_checkpoint_integrity.py",
         # A checkpoint counts before it is on the disk.
-        ("    sync_tree(unfinished)\n", ""),
+        ("pool.submit(sync_tree, unfinished)", "pool.submit(list)"),
         # The record of the run is not synced.
         ("        sync_path(path)\n", ""),
         # Its name may be lost.

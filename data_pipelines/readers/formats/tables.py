@@ -32,7 +32,7 @@ CELL_BYTES = 2**31 - 1
 """Largest cell; Python's default of 128 kB is less than many texts."""
 LOOKED_BYTES = 2**18
 """How much of a table is looked at before it is read."""
-TORN = "a cell with line ends is read only from a table that has one near its start."
+TORN = "a cell with line ends is read only in quotes, from a table that has one near its start."
 """Why a line may be no row in a table whose first lines are all rows."""
 MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
@@ -105,7 +105,7 @@ def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     with open_file(path) as file:
         delimiter, start, _ = _find_mark(file, path)
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        split = _split_lines if delimiter == "\t" and _is_row_a_line(start) else partial(_split_quoted, path)
+        split = partial(_split_lines if delimiter == "\t" and _is_row_a_line(start) else _split_quoted, path)
         rows = split(text, start, delimiter)
         try:
             header = next(rows, None)
@@ -141,33 +141,58 @@ def _has_blanks(header: str, mark: str) -> bool:
 
 
 def _is_row_a_line(start: bytes) -> bool:
-    """Whether each of the first lines has as many tabs as the header, which has some: no cell has a line end."""
+    """Whether no line has more tabs than the header, which has some, and no quoted cell has a line end."""
     lines = start.splitlines()
-    counts = {line.count(b"\t") for line in (lines[:-1] or lines) if line}
-    return len(counts) == 1 and counts != {0}
+    header, *others = [line for line in (lines[:-1] or lines) if line] or [b""]
+    width, counts = header.count(b"\t"), {line.count(b"\t") for line in others}
+    if width == 0 or max(counts, default=0) > width:
+        return False
+    return counts <= {width} or all(_unquote(line.decode("utf-8", "replace"), "\t") for line in others if b'"' in line)
 
 
-def _split_lines(text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str] | str]:
-    """The cells of each line, or what is wrong with it: further on a cell may have line ends, which tear its row.
+def _split_lines(path: Path, text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str] | str]:
+    """The cells of each line, or what is wrong with it: a cell may have line ends, which tear its row.
+
+    A line with fewer cells than the header lacks the last ones. It is torn if it has a single one, or if a line beside
+    it has too few, too.
+    """
+    width, before = 0, None  # the line before, if it has too few cells; and whether it is torn
+    for number, cells in _iter_cells(text, start, mark):
+        width = width or len(cells or ())
+        is_short = cells is not None and len(cells) < width
+        if before is not None:
+            yield _judge_short(path, *before[:2], before[2] or is_short or cells is None, width=width)
+        if is_short and cells is not None:
+            before = number, cells, before is not None
+            continue
+        before = None
+        yield f" (line {number}): its quotes do not fit: {TORN}" if cells is None else cells
+    if before is not None:
+        yield _judge_short(path, *before, width=width)
+
+
+def _judge_short(path: Path, number: int, cells: list[str], is_torn: bool, *, width: int) -> list[str] | str:
+    """The cells of a line with too few, or what is wrong with it."""
+    if is_torn or len(cells) == 1:
+        return f" (line {number}): has {count_of(len(cells), 'cells')}, the header {width}: {TORN}"
+    tell_once(f"note: {path}: lines with fewer cells than the header's {width} are read with empty last cells")
+    return cells
+
+
+def _iter_cells(text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[tuple[int, list[str] | None]]:
+    """(number, cells) of each line that is not empty; None for cells whose quotes do not fit.
 
     A quote is a letter like others, unless all cells that begin with one end with one.
     """
     looked = [line.decode("utf-8", "replace") for line in start.splitlines()[1:-1] if b'"' in line]
     quoted = all(_unquote(line, mark) for line in looked)
     has_quoted = quoted and any(cell.startswith('"') for line in looked for cell in line.split(mark))
-    width = 0
+    is_header = True
     for number, line in enumerate(text, start=1):
         if line := line.rstrip("\r\n"):
-            cells = _unquote(line, mark) if '"' in line and (quoted or not width) else line.split(mark)
-            if cells is None and has_quoted and width:
-                yield f" (line {number}): its quotes do not fit: {TORN}"
-                continue
-            cells = cells or line.split(mark)
-            width = width or len(cells)
-            if len(cells) < width:
-                yield f" (line {number}): has {count_of(len(cells), 'cells')}, the header {width}: {TORN}"
-            else:
-                yield cells
+            cells = _unquote(line, mark) if '"' in line and (quoted or is_header) else line.split(mark)
+            yield number, cells if cells or (has_quoted and not is_header) else line.split(mark)
+            is_header = False
 
 
 def _unquote(line: str, mark: str, *, has_blanks: bool = False) -> list[str] | None:

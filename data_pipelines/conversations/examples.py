@@ -1,0 +1,83 @@
+"""A conversation or a pair as documents, of which a part is scored.
+
+What workers need to encode records is here and in `block_encoder`, apart from the commands: so a worker starts at once.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from data_pipelines.conversations.chat_formats import parse_conversation
+from data_pipelines.conversations.preference_formats import EQUAL, parse_pair
+from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids
+from gptjax.tokenization.messages import UselessRecord, has_reasoning
+from gptjax.tokenization.tokenizer import Tokenizer
+
+EMPTY_MESSAGE = "conversations have an empty message, which was kept"
+REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
+REASONING = "pairs have reasoning beside a content, which was left out"
+EMPTY_IN_PAIR = "pairs have an empty message, which was kept"
+TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
+
+
+class Example(NamedTuple):
+    """Documents that belong together; examples with the same key are for the same split. `notes` are counted."""
+
+    key: str
+    documents: list[MaskedTokens]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodeConversation:
+    """A record as a document."""
+
+    encoder: ChatEncoder
+    renamed: Mapping[str, str]
+
+    def __call__(self, record: Any, where: str) -> Example:
+        messages, unscored, left_out = parse_conversation(record, where=where, renamed=self.renamed)
+        found = {
+            EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
+            REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
+        }
+        document = self.encoder.encode_conversation(messages, unscored=unscored)
+        notes = (*left_out, *(note for note, is_true in found.items() if is_true))
+        return Example(repr(messages), [document], notes)
+
+
+@dataclass(frozen=True)
+class EncodePair:
+    """A record as two documents."""
+
+    tokenizer: Tokenizer
+    renamed: Mapping[str, str]
+
+    @functools.cached_property
+    def chat(self) -> ChatEncoder:
+        """Made when it is needed: plain text needs no special tokens of a chat."""
+        return ChatEncoder(self.tokenizer)
+
+    def __call__(self, record: Any, where: str) -> Example:
+        prompt, *completions = parse_pair(record, where=where, renamed=self.renamed)
+        documents = [self._encode(prompt, completion) for completion in completions]
+        if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
+            raise UselessRecord(EQUAL)
+        is_text = isinstance(prompt, str)
+        said = [] if is_text else [*prompt, *itertools.chain(*completions)]
+        given = [item for value in record.values() if isinstance(value, list) for item in value]
+        found = {
+            REASONING: any(map(has_reasoning, given)),
+            TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
+            EMPTY_IN_PAIR: not all(message.content.strip() for message in said),
+        }
+        return Example(repr(prompt), documents, tuple(note for note, is_true in found.items() if is_true))
+
+    def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
+        if isinstance(prompt, list):
+            return self.chat.encode_conversation([*prompt, *completion], scored_from=len(prompt))
+        begin, end = to_ids(self.tokenizer.begin_of_text), to_ids(self.tokenizer.end_of_text)
+        text = encode_together(self.tokenizer, prompt, completion)
+        return MaskedTokens.concatenate([mark(begin, False), text, mark(end, True)])

@@ -1,0 +1,48 @@
+"""What is said of a word for which there is no flag; the sentences are in explanations.toml."""
+
+import functools
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gptjax.cli.flags import Flags
+
+
+class Row(NamedTuple):
+    """A sentence, the flags of the commands to which it is told, joined by `+`, and whether it is told in any case."""
+
+    say: str
+    to: str
+    instead: bool = False
+    """Also where the word may mean a flag of the command."""
+
+
+@functools.cache
+def read_explanations() -> dict[str, list[Row]]:
+    """The rows of each word, in the order in which they are tried. The file is read at the first mistake."""
+    found: dict[str, list[Row]] = {}
+    for row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["told"]:
+        for word in row["words"].split():
+            found.setdefault(word, []).append(Row(row["say"], row["to"], row.get("instead", False)))
+    return found
+
+
+def find_explanation(words: Sequence[str], flags: Flags, *, instead: bool = False) -> str | None:
+    """What is said of the first of these words to a command with these flags; None if nothing is.
+
+    With `instead`, only what is said also where a flag may be meant.
+    """
+    known = {re.sub(r"\.\d+\.", ".N.", flag) for flag in flags}
+    told = (row for word in words for row in read_explanations().get(word, ()))
+    fitting = (row.say for row in told if row.instead >= instead and _list_needed(row) <= known)
+    return next(fitting, None)
+
+
+def _list_needed(row: Row) -> set[str]:
+    """The flags that a command must have: those a sentence is for or, if it is for every command, those it names."""
+    if row.to:
+        return set(row.to.split("+"))
+    own = re.sub(r"(gptjax|data_pipelines)\.\w+( --\S+)+", "", row.say)  # the flags of other commands
+    return set(re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own))

@@ -1,0 +1,53 @@
+"""What the files beside a tokenizer.json name: the special tokens that end documents and begin them."""
+
+import json
+from collections.abc import Iterable, Set
+from pathlib import Path
+
+from gptjax.core.errors import UserError, quote
+from gptjax.core.files import LARGEST_TOKENIZER, read_text
+
+END_OF_TEXT = "<|endoftext|>"
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files beside tokenizer.json in which Hugging Face names the end of text, as `eos_token`."""
+END_OF_TURN = "<|im_end|>"
+"""What a chat's tokenizer may name instead; its documents still begin with `END_OF_TEXT`, if it has that."""
+
+
+def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:
+    """The name of the special token that ends documents: what the files in a directory say, else `END_OF_TEXT`.
+
+    None if the tokenizer has no such token. Raises `UserError` for a damaged file.
+    """
+    names = set(specials)
+    default = END_OF_TEXT if END_OF_TEXT in names else None
+    found = _list_named(directory, "eos_token", names=names)
+    return next((name for name in found if not (name == END_OF_TURN and default)), default)
+
+
+def find_begin_of_text(specials: Iterable[str], directory: Path, *, end_of_text: str | None) -> str | None:
+    """The name of the special token that begins documents, if the files in a directory name another than their end.
+
+    Where they name the end of a turn as end, documents begin with `END_OF_TEXT`. Raises `UserError` for a damaged file.
+    """
+    names = set(specials)
+    if END_OF_TURN in _list_named(directory, "eos_token", names=names) and end_of_text != END_OF_TURN:
+        return None
+    return next((name for name in _list_named(directory, "bos_token", names=names) if name != end_of_text), None)
+
+
+def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[str]:
+    """The special tokens that the files in a directory name so."""
+    found: list[str] = []
+    for path in (directory / name for name in CONFIG_FILES) if directory is not None else ():
+        if path.is_file():
+            try:
+                content = json.loads(read_text(path, limit=LARGEST_TOKENIZER))
+            except (OSError, ValueError, RecursionError) as error:
+                raise UserError(f"{path}: cannot be read as JSON: {quote(str(error))}.") from None
+            named = content.get(key) if isinstance(content, dict) else None
+            named = named.get("content") if isinstance(named, dict) else named
+            if named is not None and not isinstance(named, str):
+                raise UserError(f"{path}: {key} is {quote(repr(named))}; wanted the text of a special token.")
+            found += [named] if named is not None and named in names else []
+    return found

@@ -1,0 +1,248 @@
+"""Records of public sets under their own fields: what is read of each, and what is said of those that are not."""
+
+import pytest
+
+from data_pipelines.conversations.chat_formats import parse_conversation
+from data_pipelines.conversations.preference_formats import parse_pair
+from data_pipelines.conversations.public_sets import NO_ANSWERS, SEVERAL
+from gptjax.tokenization.messages import TOOLS, InvalidRecord, UselessRecord
+
+CHATS = {
+    "squad": (
+        {
+            "title": "T",
+            "context": "Paris is in France.",
+            "question": "Where is Paris?",
+            "answers": {"text": ["France", "in France"], "answer_start": [12, 9]},
+        },
+        [("user", "Where is Paris?\n\nParis is in France."), ("assistant", "France")],
+        True,
+    ),
+    "moss3": (
+        {
+            "meta_instruction": "You are MOSS.",
+            "chat": {
+                "turn_1": {
+                    "Human": "<|Human|>: Hi<eoh>\n",
+                    "Inner Thoughts": "<|Inner Thoughts|>: None<eot>\n",
+                    "Commands": "<|Commands|>: None<eoc>\n",
+                    "Tool Responses": "<|Results|>: None<eor>\n",
+                    "MOSS": "<|MOSS|>: Hello!<eom>\n",
+                }
+            },
+        },
+        [("system", "You are MOSS."), ("user", "Hi"), ("assistant", "Hello!")],
+        False,
+    ),
+    "moss2": (
+        {"plain_text": "[Human]: Hi<eoh> [MOSS]: Hello<eoa> [Human]: And?<eoh> [MOSS]: So.<eoa>"},
+        [("user", "Hi"), ("assistant", "Hello"), ("user", "And?"), ("assistant", "So.")],
+        False,
+    ),
+    "nectar": (
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
+            "answers": [
+                {"answer": "bad", "model": "a", "rank": 3.0},
+                {"answer": "best", "model": "b", "rank": 1.0},
+                {"answer": "mid", "model": "c", "rank": 2.0},
+            ],
+            "turns": 1,
+        },
+        [("user", "Hi?"), ("assistant", "best")],
+        True,
+    ),
+    "xtuner": (
+        {"conversation": [{"system": "S", "input": "a", "output": "b"}, {"input": "c", "output": "d"}]},
+        [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+        False,
+    ),
+    "firefly": ({"conversation": [{"human": "a", "assistant": "b"}]}, [("user", "a"), ("assistant", "b")], False),
+    "redteam": (
+        {"transcript": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant: ok", "rating": 2.0},
+        [("user", "hi"), ("assistant", "hello"), ("user", "more"), ("assistant", "ok")],
+        False,
+    ),
+    "ultrafeedback": (
+        {
+            "instruction": "I",
+            "completions": [
+                {"model": "a", "response": "A", "overall_score": 7.5, "annotations": {}},
+                {"model": "b", "response": "B", "overall_score": 3.0},
+            ],
+        },
+        [("user", "I"), ("assistant", "A")],
+        True,
+    ),
+    "distilabel_gen": ({"instruction": "I", "generation": "G"}, [("user", "I"), ("assistant", "G")], False),
+    "distilabel_uf": (
+        {"instruction": "I", "generations": ["A", "B"], "ratings": [2, 5]},
+        [("user", "I"), ("assistant", "B")],
+        True,
+    ),
+    "ni": (
+        {"definition": "Define.", "inputs": "in", "targets": "out"},
+        [("user", "Define.\n\nin"), ("assistant", "out")],
+        False,
+    ),
+    "p3": (
+        {"inputs": [1, 2], "inputs_pretokenized": "In", "targets": [3], "targets_pretokenized": "Out"},
+        [("user", "In"), ("assistant", "Out")],
+        False,
+    ),
+    "glaive": (
+        {
+            "system": "SYSTEM: Help.",
+            "chat": "USER: Hi.\n\n\nASSISTANT: Hello <|endoftext|>\n\n\nUSER: So?\n\n\nASSISTANT: So. <|endoftext|>",
+        },
+        [
+            ("system", "Help."),
+            ("user", "Hi."),
+            ("assistant", "Hello"),
+            ("user", "So?"),
+            ("assistant", "So."),
+        ],
+        False,
+    ),
+    "camel": ({"message_1": "Q", "message_2": "A"}, [("user", "Q"), ("assistant", "A")], False),
+    "triviaqa": (
+        {"question": "Q", "answer": {"value": "A", "aliases": ["a"]}},
+        [("user", "Q"), ("assistant", "A")],
+        False,
+    ),
+    "nq_open": ({"question": "Q", "answer": ["A", "B"]}, [("user", "Q"), ("assistant", "A")], True),
+    "vicuna_text": (
+        {"text": "A chat between a user and an assistant. USER: hi ASSISTANT: hello</s>USER: a ASSISTANT: b</s>"},
+        [
+            ("system", "A chat between a user and an assistant."),
+            ("user", "hi"),
+            ("assistant", "hello"),
+            ("user", "a"),
+            ("assistant", "b"),
+        ],
+        False,
+    ),
+}
+"""(record, messages, whether one of several answers was taken)."""
+PAIRS = {
+    "nectar": (
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
+            "answers": [
+                {"answer": "bad", "model": "a", "rank": 3.0},
+                {"answer": "best", "model": "b", "rank": 1.0},
+                {"answer": "mid", "model": "c", "rank": 2.0},
+            ],
+            "turns": 1,
+        },
+        ([("user", "Hi?")], [("assistant", "best")], [("assistant", "bad")]),
+    ),
+    "arena55k": (
+        {
+            "prompt": '["q1","q2"]',
+            "response_a": '["a1","a2"]',
+            "response_b": '["b1","b2"]',
+            "winner_model_a": 0,
+            "winner_model_b": 1,
+        },
+        (
+            [("user", "q1")],
+            [("assistant", "b1"), ("user", "q2"), ("assistant", "b2")],
+            [("assistant", "a1"), ("user", "q2"), ("assistant", "a2")],
+        ),
+    ),
+    "ultrafeedback": (
+        {
+            "instruction": "I",
+            "completions": [
+                {"model": "a", "response": "A", "overall_score": 7.5, "annotations": {}},
+                {"model": "b", "response": "B", "overall_score": 3.0},
+            ],
+        },
+        ([("user", "I")], [("assistant", "A")], [("assistant", "B")]),
+    ),
+    "helpsteer2p": ({"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": -2}, ("P", "A", "B")),
+    "helpsteer3": (
+        {"context": [{"role": "user", "content": "P"}], "response1": "A", "response2": "B", "overall_preference": 2},
+        ([("user", "P")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+    "distil_orca": (
+        {"system": "S", "input": "Q", "chosen": "A", "rejected": "B", "generations": ["A", "B"], "rating": [9.0, 3.0]},
+        ("S\n\nQ", "A", "B"),
+    ),
+    "distilabel_uf": (
+        {"instruction": "I", "generations": ["A", "B"], "ratings": [2, 5]},
+        ([("user", "I")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+    "summarize": (
+        {
+            "info": {"id": "i", "post": "Long post", "title": "T", "subreddit": "s"},
+            "summaries": [{"text": "A", "policy": "p", "note": None}, {"text": "B", "policy": "q", "note": None}],
+            "choice": 1,
+        },
+        ("Long post", "B", "A"),
+    ),
+    "webgpt": (
+        {
+            "question": {"dataset": "d", "id": "i", "full_text": "Q?"},
+            "answer_0": "A",
+            "answer_1": "B",
+            "score_0": -0.5,
+            "score_1": 0.5,
+        },
+        ("Q?", "B", "A"),
+    ),
+}
+"""(record, (prompt, chosen, rejected))."""
+USELESS = [
+    ({"context": "C", "question": "Q", "answers": {"text": []}}, NO_ANSWERS),
+    ({"query": "Q", "answers": '[{"name": "f", "arguments": {}}]', "tools": "[]"}, TOOLS),
+    ({"system": "SYSTEM: S", "chat": "USER: a\n\n\nASSISTANT: b\n\n\nFUNCTION RESPONSE: {}\n\n\nASSISTANT: c"}, TOOLS),
+    ({"chat": {"turn_1": {"Human": "h", "Commands": '<|Commands|>: Search("x")<eoc>', "MOSS": "m"}}}, TOOLS),
+]
+NAMED = [
+    ({"question": "Q", "human_answers": ["a"], "chatgpt_answers": ["b"]}, "--rename-fields=chatgpt_answers:answers or"),
+    ({"message_id": "m", "parent_id": None, "text": "t", "role": "prompter"}, "its trees (….trees.jsonl.gz) are read"),
+    ({"dialogue": "A: hi", "summary": "s"}, "--rename-fields=dialogue:prompt,summary:completion"),
+    ({"question": "Q", "choices": ["a", "b"], "answer": 0}, "for the tasks of python -m gptjax.evaluate"),
+    ({"Definition": ["d"], "Instances": [{"input": "a", "output": ["b"]}]}, "give each a record"),
+    ({"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}, "data_pipelines.prepare_preferences"),
+]
+
+
+@pytest.mark.parametrize(("record", "messages", "is_chosen"), CHATS.values(), ids=CHATS)
+def test_a_conversation_of_a_public_set_is_read(record, messages, is_chosen):
+    parsed = parse_conversation(record, where="x:1")
+    assert [(message.role, message.content) for message in parsed.messages] == messages
+    assert (SEVERAL in parsed.left_out) == is_chosen
+
+
+@pytest.mark.parametrize(("record", "wanted"), PAIRS.values(), ids=PAIRS)
+def test_a_pair_of_a_public_set_is_read(record, wanted):
+    show = lambda part: [(item.role, item.content) for item in part] if isinstance(part, list) else part
+    assert tuple(map(show, parse_pair(record, where="x:1"))) == wanted
+
+
+@pytest.mark.parametrize(("record", "message"), USELESS)
+def test_records_without_an_answer_or_with_tools_are_left_out(record, message):
+    with pytest.raises(UselessRecord, match=message):
+        parse_conversation(record, where="x:1")
+
+
+@pytest.mark.parametrize(("record", "message"), NAMED)
+def test_a_record_that_is_not_read_is_told_what_reads_it(record, message):
+    with pytest.raises(InvalidRecord) as raised:
+        parse_conversation(record, where="x:1")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("record", [CHATS["xtuner"][0], CHATS["squad"][0], CHATS["glaive"][0], USELESS[1][0]])
+def test_a_conversation_among_pairs_is_named(record):
+    with pytest.raises(InvalidRecord, match=r"for python -m data_pipelines\.prepare_chat"):
+        parse_pair(record, where="x:1")
+
+
+def test_equal_preferences_are_left_out():
+    record = {"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": 0}
+    with pytest.raises(UselessRecord, match="neither answer is better"):
+        parse_pair(record, where="x:1")

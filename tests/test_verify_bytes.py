@@ -1,0 +1,120 @@
+"""A byte that is flipped anywhere in what a command has written is named by `verify`: one table of all kinds of files.
+
+`.lock` is no content, and `.verified.json` may be deleted at any time.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from models import make_model
+from tiny import MODEL, tiny_config, tokenizer, write_text_shards
+
+from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
+from gptjax import convert
+from gptjax.data.manifest import MANIFEST_NAME
+from gptjax.finetuning.lora import LoRA
+from gptjax.metrics.loggers import TensorBoardLogger
+from gptjax.process.console import safe_console
+from gptjax.process.diagnosis import write_report
+from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.trainer import train
+from gptjax.tokenization.chat import CHAT_TOKENS
+from gptjax.verify import verify
+
+KINDS = ("run", "imported", "shards", "exported", "adapters", "prepared", "chats", "preferences")
+NOT_SUMMED = {".lock", ".verified.json"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories that commands have written, by what they hold."""
+    root = tmp_path_factory.mktemp("written")
+    write_imported_run(root / "imported", model=make_model(MODEL), tokenizer=tokenizer())
+    config = tiny_config(
+        write_text_shards(root / "shards"),
+        steps=4,
+        init_from=str(root / "imported"),
+        lora=LoRA(rank=2, targets=("qkv",)),
+    )
+    config = replace(
+        config,
+        log=replace(config.log, loggers=(TensorBoardLogger(),)),
+        checkpoint=replace(config.checkpoint, every=2),
+    )
+    with safe_console():  # as each start of the command
+        assert train(replace(config, steps=2), source="config = None\n") == 0
+    assert write_report("traceback", lambda file: print("an error", file=file)) is not None
+    with safe_console():
+        assert train(config, source="config = None\n") == 0
+    convert.main(["to-hf", f"--checkpoint={config.directory}", f"--output={root / 'exported'}", "--no-verify"])
+    convert.main(["to-peft", f"--checkpoint={config.directory}", f"--output={root / 'adapters'}"])
+    (root / "text.txt").write_text("one two three\n" * 9)
+    data = root / "prepared"
+    prepare(Prepare(source=str(root / "text.txt"), output=data, tokenizer="bytes", split="none", processes=1))
+    prepare_answers(root)
+    return {kind: root / kind for kind in KINDS} | {"run": config.directory}
+
+
+def prepare_answers(root: Path) -> None:
+    """Conversations and preferences."""
+    texts = ["the sky is blue and the user is well\n"] * 9
+    train_bpe(texts, vocab_size=280, special_tokens=CHAT_TOKENS).save(root / "own")
+    turns = [{"role": "user", "content": "Is it blue?"}, {"role": "assistant", "content": "It is."}]
+    chat, pair = {"messages": turns}, {"prompt": "The sky is", "chosen": " blue.", "rejected": " a cat."}
+    for name, record in (("chats", chat), ("preferences", pair)):
+        (root / f"{name}.jsonl").write_text(f"{json.dumps(record)}\n" * 3)
+    own, chats, preferences = str(root / "own"), root / "chats", root / "preferences"
+    prepare_chat(PrepareChat(source=f"{chats}.jsonl", output=chats, tokenizer=own, split="none"))
+    prepare_preferences(
+        PreparePreferences(source=f"{preferences}.jsonl", output=preferences, tokenizer=own, split="none")
+    )
+
+
+def flip_bytes(file: Path) -> Iterator[str]:
+    """Flip one bit of a byte at several places of a file, one after another, and put it back."""
+    content = file.read_bytes()
+    for place in sorted({0, len(content) // 3, len(content) // 2, len(content) - 1}):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        yield f"byte {place} of {file}"
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_names_a_flipped_byte_in_every_file(
+    places: dict[str, Path], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = places[kind]
+    assert verify(directory) == []
+    assert "not summed yet" not in capsys.readouterr().out
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.stat().st_size]
+    checked = [path for path in files if path.name not in NOT_SUMMED]
+    names = {path.name for path in checked}
+    if kind == "run":
+        logs = {"metrics.jsonl", "goodput.jsonl", "console.log", "loss.png"}
+        assert logs <= names
+        assert any("tfevents" in name for name in names)
+        assert any(name.startswith("traceback") for name in names)
+    for file in checked:
+        for flipped in flip_bytes(file):
+            problems = verify(directory)
+            assert any(file.name in problem for problem in problems), (flipped, problems)
+            assert len(problems) == 1 or file.name == MANIFEST_NAME, (flipped, problems)
+    assert verify(directory) == []
+
+
+def test_flip_in_a_log_is_placed_between_two_checkpoints_and_ends_nothing(places: dict[str, Path]) -> None:
+    run = places["run"]
+    content = (run / "console.log").read_bytes()
+    place = content.rindex(b"step 4/4")
+    (run / "console.log").write_bytes(content[:place] + b"X" + content[place + 1 :])
+    (problem,) = verify(run)
+    (run / "console.log").write_bytes(content)
+    assert f"{run / 'console.log'} has changed since it was written: between its bytes" in problem
+    assert "from when step 2 was saved until step 4 was saved" in problem
+    assert RunDir.open(run).find_step() == 4
