@@ -268,7 +268,7 @@ def _find_sizes(text: Text, placed: Sequence[PlacedWindow], protocol: EvalProtoc
     if text.sizes is None:
         sizes = text.tokenizer.bytes_per_token.astype(np.float64)
         return [sizes[tokens] for tokens in counted]
-    begin = None if text.is_stored or find_beginning(text) is None else 0  # that token is of no text
+    begin = None if text.is_stored or text.tokenizer.begin_of_text is None else 0  # that token is of no text
     same = place_windows(protocol, text.sizes, begin_of_text=begin, masks=text.masks, name=text.name)
     return [_find_counted(p).astype(np.float64) for p in same]
 
