@@ -30,6 +30,7 @@ class Others:
         (RuntimeError("Unable to initialize backend 'cuda': no plugin\nmore"), "Unset JAX_PLATFORMS"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "Raise --grad-accum"),
         (RuntimeError("Unable to initialize backend 'tpu': UNAVAILABLE: no TPU"), "Unset JAX_PLATFORMS"),
+        (RuntimeError("Unknown backend: 'gpu' requested, but Platforms present are: cpu"), "and JAX_DEFAULT_DEVICE"),
         (MemoryError(), "the machine is out of memory"),
         (ImportError("libjax_common.so: failed to map segment from shared object"), "ulimit -v unlimited"),
         (RuntimeError("INVALID_ARGUMENT: Disallowed host-to-device transfer: aval"), "JAX_TRANSFER_GUARD"),

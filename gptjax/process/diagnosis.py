@@ -22,8 +22,8 @@ _EXPLANATIONS = (
     ),
     (
         ("Unable to initialize backend", "Unknown backend", "No visible GPU", "CUDA_ERROR_NO_DEVICE"),
-        "JAX cannot use the device that JAX_PLATFORMS asks for. Unset JAX_PLATFORMS, or install the device's plugin, "
-        "such as 'gptjax[cuda12]', in the version of jaxlib",
+        "JAX cannot use the device that JAX_PLATFORMS asks for. Unset JAX_PLATFORMS and JAX_DEFAULT_DEVICE, or install "
+        "the device's plugin, such as 'gptjax[cuda12]', in the version of jaxlib",
     ),
     (
         ("Disallowed host-to-device", "Disallowed device-to-host", "Disallowed device-to-device"),
