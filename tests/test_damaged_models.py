@@ -186,9 +186,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 TOKENIZER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "a list": write("tokenizer.json", "[]"),
     "no model": write("tokenizer.json", '{"version": "1.0"}'),
-    "a model of another type": write("tokenizer.json", json.dumps(Bytes().to_json() | {"model": {"type": FORGED}})),
+    "a model of another type": write(
+        "tokenizer.json", json.dumps(json.loads(Bytes().to_json()) | {"model": {"type": FORGED}})
+    ),
     "a vocabulary as text": write(
-        "tokenizer.json", json.dumps(Bytes().to_json() | {"model": {"type": "BPE", "vocab": "x", "merges": []}})
+        "tokenizer.json",
+        json.dumps(json.loads(Bytes().to_json()) | {"model": {"type": "BPE", "vocab": "x", "merges": []}}),
     ),
     "a config that is no JSON": write("tokenizer_config.json", "{"),
     "an end that is no text": write("tokenizer_config.json", '{"eos_token": 5}'),
