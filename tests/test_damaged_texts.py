@@ -88,7 +88,7 @@ def begin_undamaged(name: str, texts: list[bytes], whole: bytes) -> bool:
 
 
 def try_damaged(name: str, seeds: range, tmp_path: Path) -> None:
-    refused = 0
+    refused = lines = 0
     for seed in seeds:
         path = tmp_path / str(seed) / name
         path.parent.mkdir()
@@ -100,11 +100,13 @@ def try_damaged(name: str, seeds: range, tmp_path: Path) -> None:
         try:
             with warnings.catch_warnings(action="error"):
                 texts = read(path, tmp_path / f"{seed}-copied")
-        except UserError:
+        except UserError as error:
             refused += 1
+            lines += str(error).count("\n")
         else:
             assert name not in LINES_ALONE or begin_undamaged(name, texts, whole)
     assert name in LINES_ALONE or refused >= len(seeds) // 3
+    assert lines == 0, "a message has several lines"
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,18 @@ from manifests import edit_manifest
 from data_pipelines import verify as module
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.verify import VerifyShards, verify_directory
+from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Sidecar, read_manifest
 from gptjax.data.shards import HEADER_BYTES, open_shard, write_shard
+from gptjax.model.config import GPTConfig
+from gptjax.objectives.objective import SFT
+from gptjax.runs.startup import make_read_spec
+from gptjax.tokenization.chat_template import CHATML
 
 TEXTS = [f"Document {i}: " + "the cat sat on the mat. " * (i % 7 + 1) for i in range(60)]
 
@@ -107,6 +114,31 @@ def test_verify_notices_documents_that_begin_elsewhere(directory):
     update_manifest(directory, path.name)
     with pytest.raises(UserError, match="begins a document but is not the end-of-text id 279"):
         verify_directory(VerifyShards(directory))
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_conversations_begin_as_their_template_says(tmp_path, begins):
+    """Verification and training notice a template that was changed. Pairs of plain text begin with the end of text."""
+    template = replace(CHATML, begins=begins)
+    own = train_bpe(TEXTS, vocab_size=280).with_special_tokens(CHATML.special_tokens).with_chat_template(template)
+    own.save(tmp_path / "tok")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    output, tok = tmp_path / "out", str(tmp_path / "tok")
+    prepare_chat(PrepareChat(source=str(tmp_path / "x.jsonl"), tokenizer=tok, split="none", output=output))
+    data, objective = TokenShards(path=str(output), packing="best_fit_truncate"), SFT()
+    config = TrainConfig(model=GPTConfig(context_length=64, intra_document_mask=True), data=data, objective=objective)
+    read = lambda: data.open_rows("train", make_read_spec(config, data.load_tokenizer()))
+    assert len(read()) == 1
+    verify_directory(VerifyShards(output))
+    replace(template, begins=not begins).save(output)
+    edit_manifest(output, lambda content: content.update(tokenizer_files={}))
+    if begins:  # what others begin with is allowed: a pair of texts begins so with any template
+        assert len(read()) == 1
+        return
+    for check in (read, lambda: verify_directory(VerifyShards(output))):
+        with pytest.raises(UserError, match=r"train_000000.bin: token 0 begins a document but is not 279, as its tok"):
+            check()
 
 
 def test_verify_of_a_wrong_count_of_bytes_names_the_split(directory):

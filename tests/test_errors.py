@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core.errors import UserError, count_of, exit_on_user_error, format_message, quote
+from gptjax.core.errors import UserError, count_of, exit_on_user_error, format_message, quote, quote_error
 
 
 def exit_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -108,6 +108,10 @@ def test_output_that_nobody_reads_ends_quietly():
 )
 def test_text_of_strangers_stays_on_one_line(text: str, shown: str):
     assert quote(text) == shown
+
+
+def test_an_error_of_another_library_is_told_on_one_line():
+    assert quote_error(ValueError("Unknown split.\n  Known: a\x1b, b.\n")) == r"Unknown split. Known: a\x1b, b"
 
 
 def test_no_line_of_a_message_but_the_first_begins_at_the_margin():

@@ -307,6 +307,62 @@ def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
     assert f"{tmp_path / 'rows.jsonl'}: a column of its rows holds values of different types: " in message
 
 
+BROKEN = """\
+def fail(*_):
+    raise LookupError("no package of that name")
+
+def fail_on_boats(document, _):
+    return {"acc": 1 / (document["gold"] - 1)}
+"""
+
+
+def test_failing_task_costs_no_other_its_scores(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whatever fails: requests, the score of an item, or the sum. A group of which one fails is run task by task."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": "the cat", "answers": ["boat", "two cats"], "gold": gold} for gold in (0, 1, 1)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "broken.py").write_text(BROKEN)
+    plain = CHOICES.replace("FILE", str(tmp_path / "rows.jsonl"))
+    kinds = {
+        "good": plain,
+        "first": plain,
+        "second": f"{plain}process_results: !function broken.fail_on_boats\n",
+        "summed": plain.replace("{metric: acc_norm}", "{metric: acc_norm, aggregation: !function broken.fail}"),
+        "asked": plain.replace("multiple_choice", "generate_until").replace("{metric: acc}, {metric: acc_norm}", ""),
+    }
+    for name, task in kinds.items():
+        (tmp_path / f"{name}.yaml").write_text(task.replace("task: choices", f"task: {name}"))
+    (tmp_path / "sums.yaml").write_text(GROUP)
+    file, responses = tmp_path / "result.json", tmp_path / "responses.jsonl"
+    scored: list[int] = []
+    model_class = import_module("gptjax.evaluation.harness_model").HarnessModel
+    score = model_class._loglikelihood_tokens
+    monkeypatch.setattr(
+        model_class,
+        "_loglikelihood_tokens",
+        lambda self, rows, **options: [scored.append(len(rows)), score(self, rows, **options)][1],
+    )
+    words = [f"--checkpoint={run}", "--mesh=single", f"--include-path={tmp_path}", f"--json={file}"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--tasks=summed,sums,asked,good", f"--responses={responses}"])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert "failed: asked: 256 new tokens leave no room for a prompt" in printed.out
+    for name in ("first acc", "good acc_norm"):
+        assert f"| {name} | " in printed.out
+    result = json.loads(file.read_text())
+    assert not any(name.startswith(("summed", "second", "asked", "sums ")) for name in result["figures"])
+    assert list(result["harness"]["failed"]) == ["summed", "sums", "second", "asked"]
+    assert result["failed"] == "the tasks summed, sums, second, asked failed"
+    assert "\nfailed: second: ZeroDivisionError: division by zero (broken.py, line 5)\n" in printed.out
+    assert printed.err.startswith("error: 4 tasks failed, and have no figures: summed (")
+    assert {json.loads(line)["task"] for line in responses.read_text().splitlines()} == {"first", "good"}
+    # Those of `summed`, as often again for the second task of the group, and the controls of the two that are finished.
+    assert scored == [6, 6, 6, 6]
+
+
 def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
     samples = [{"doc_id": i, "target": target} for i, target in enumerate([["a", "b"], "b", "c"])]
     found = measure_controls(cast(Any, None), samples + samples, kind="generate_until")

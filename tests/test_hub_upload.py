@@ -115,6 +115,28 @@ def test_card_stops_at_the_exported_step(run: Path) -> None:
     assert [one["step"] for one in facts.validation] == [0, 10]
 
 
+def test_card_of_a_chat_model_says_what_it_was_trained_from_and_how_to_ask_it() -> None:
+    group = {"class": "gptjax.optim.param_groups:ParamGroup", "beta1": None}
+    content = {
+        "steps": 20,
+        "init_from": "/home/me/runs/sft",
+        "objective": {"class": "gptjax.objectives.preference:DPO", "beta": 0.1, "chunk_tokens": 256},
+        "lora": {"class": "gptjax.finetuning.lora:LoRA", "rank": 0, "alpha": 16.0},
+        "ema": {"class": "gptjax.optim.ema:EMA", "decay": None, "fraction": 1.0},
+        "optimizer": {"head": group, "vector": {**group, "beta1": 0.5}},
+    }
+    losses = ({"step": 20, "val_loss": 0.5, "val_reward_accuracy": 1.0},)
+    facts = CardFacts("x", run=content, validation=losses, answers_chats=True)
+    card = make_model_card(GPT2_CONFIG, architecture=choose_architecture(GPT2_CONFIG), dtype="float32", facts=facts)
+    assert "| init_from | sft |\n| objective | gptjax.objectives.preference:DPO |\n| objective.beta | 0.1 |" in card
+    assert "| optimizer.vector.beta1 | 0.5 |" in card
+    assert "`val_loss` is the mean of the objective, DPO." in card
+    assert "| 20 | 0.5 | 1 |" in card
+    assert "tokenizer.apply_chat_template(" in card
+    for absent in ("lora", "ema", "chunk_tokens", "optimizer.head", "/home/me"):
+        assert absent not in card
+
+
 def test_card_of_the_custom_form_says_how_to_load_it() -> None:
     config = GPTConfig(**{**vars(GPT2_CONFIG), **EVERYTHING})
     losses = tuple(ARCHITECTURES["gptjax"].list_losses(config))

@@ -39,14 +39,17 @@ def encode_slowly(*args, **kwargs):  # so that there is something left to be kil
 
 options = json.loads(sys.argv[1])
 options["output"] = Path(options["output"])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
-    prepare_module.encode_batches = encode_slowly
-    with exit_on_user_error():
-        prepare_module.prepare(prepare_module.Prepare(**options), limits=SMALL)
-else:  # in a worker that starts
-    options["output"].with_name("worker").touch()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
+prepare_module.encode_batches = encode_slowly
+with exit_on_user_error():
+    prepare_module.prepare(prepare_module.Prepare(**options), limits=SMALL)
 """
+WORKER = """
+import pathlib, sys
+if "-c" in sys.orig_argv:
+    pathlib.Path({path!r}).touch()
+"""
+"""A module that every interpreter imports first; a worker leaves a file."""
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent)))}
 
@@ -125,7 +128,7 @@ def check_kills(tmp_path, source, *, kills, processes):
     assert read_all(tmp_path / "killed") == read_all(tmp_path / "whole")
     assert len(verify_shards(tmp_path / "killed").files) > 3
     left = {"source", "child.py", "whole", "killed"}
-    assert {path.name for path in tmp_path.iterdir()} - {"worker"} == left
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 @pytest.mark.parametrize(("kills", "processes"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)])
@@ -140,9 +143,11 @@ def test_prepare_after_ten_kills_writes_the_same_bytes(tmp_path, source, process
     check_kills(tmp_path, source, kills=10, processes=processes)
 
 
-def test_ctrl_c_while_a_worker_starts_prints_one_line(tmp_path, source):
+def test_ctrl_c_while_a_worker_starts_prints_one_line(tmp_path, source, monkeypatch):
     """The terminal sends it to every process."""
     options = make_options(source, "bytes", processes=2)
+    (tmp_path / "sitecustomize.py").write_text(WORKER.format(path=str(tmp_path / "worker")))
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]]))
     process = start(tmp_path, options, tmp_path / "out", delay=5, start_new_session=True)
     while not (tmp_path / "worker").exists() and process.poll() is None:
         time.sleep(0.002)

@@ -16,7 +16,7 @@ from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.verify import verify_prepared
 from gptjax.core.errors import UserError
 from gptjax.evaluation.protocols import find_protocol, place_windows
-from gptjax.evaluation.texts import encode_text, find_beginning, sum_documents
+from gptjax.evaluation.texts import encode_text, sum_documents
 from gptjax.huggingface.gguf_export import choose_gguf_architecture
 from gptjax.huggingface.model_dir import read_tokenizer
 from gptjax.huggingface.tokenizer_files import write_tokenizer
@@ -188,7 +188,7 @@ def test_bytes_of_an_evaluation_are_those_of_its_text(loaded: dict[str, LibraryT
     for first_token in ("end-of-text", "context"):
         protocol = replace(find_protocol("gptjax"), window=8, stride=8, first_token=first_token)
         text = encode_text(tmp_path / "text.txt", loaded["qwen"], protocol)
-        placed = place_windows(protocol, text.documents, begin_of_text=find_beginning(text))
+        placed = place_windows(protocol, text.documents, begin_of_text=loaded["qwen"].begin_of_text)
         sums = sum_documents(text, placed, [np.zeros(p.window.scored) for p in placed], protocol=protocol)
         first = int(loaded["qwen"].encode_with_sizes(content)[1][0])
         assert sums.bytes.sum() == len(content.encode()) - (first if first_token == "context" else 0)

@@ -21,7 +21,7 @@ from gptjax.evaluation.scoring import ScoringOptions, round_up_length, score_win
 from gptjax.evaluation.texts import Text, encode_text, read_documents, score_text
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.gpt import GPT
+from gptjax.model.gpt import GPT, DocumentIds, with_static
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars
 
 CONTEXT = 24
@@ -280,8 +280,46 @@ def test_masked_tokens_do_not_count(model: GPT) -> None:
     masks = [np.arange(len(part)) % 2 == 0 for part in ids]
     protocol = EvalProtocol().resolve(CONTEXT)
     found = score_text(model, Text("chat", ids, None, None, is_stored=True, masks=masks), protocol)
-    assert found.scored.sum() == np.concatenate(masks)[1:].sum()
+    assert found.scored.sum() == sum(mask[1:].sum() for mask in masks)
     assert set(compute_figures(found)) == {"nats_per_token", "token_perplexity"}
+
+
+def test_conversations_are_scored_each_by_itself(model: GPT, nats_of: Callable) -> None:
+    """Whatever they begin with, by models with and without masks between documents. They may not run together."""
+    ids = [TOKENIZER.encode(line).astype(np.int32) for line in (LINES[2], LINES[7], LINES[8])]
+    text = Text("chat", ids, None, None, is_stored=True, masks=[np.ones(len(part), bool) for part in ids])
+    for reader in (model, with_static(model, config=replace(model.config, intra_document_mask=True))):
+        found = score_text(reader, text, EvalProtocol().resolve(CONTEXT))
+        np.testing.assert_allclose(found.nats, [nats_of(part).sum() for part in ids], atol=1e-4)
+    for name in ("nanogpt", "modded-nanogpt"):
+        with pytest.raises(UserError, match=r"^chat: holds conversations, .* --documents=together \(--protocol="):
+            score_text(model, text, find_protocol(name).resolve(CONTEXT))
+    with pytest.raises(UserError, match=r"and --offsets runs documents together"):
+        score_text(model, text, EvalProtocol(offsets=(0,)).resolve(CONTEXT))
+
+
+@pytest.mark.parametrize("changes", [{}, {"stride": 7}, {"stride": 5, "label_shift": True}, {"offsets": (3, 35)}])
+def test_documents_begin_where_they_are_known_to_begin(model: GPT, changes: dict[str, Any]) -> None:
+    """For models whose attention stays inside documents, whatever token begins or ends them."""
+    ids = [np.append(TOKENIZER.encode(line), 258).astype(np.int32) for line in (LINES[0], LINES[7], LINES[8], LINES[2])]
+    text = Text("shards", ids, None, TOKENIZER, is_stored=True)
+    masked = with_static(model, config=replace(model.config, intra_document_mask=True))
+    protocol = EvalProtocol(**changes).resolve(CONTEXT)
+    found = score_text(masked, text, protocol)
+    stream, owner = np.concatenate(ids), np.repeat(np.arange(len(ids)), list(map(len, ids)))
+    nats = np.zeros(len(ids))
+    read = jax.jit(lambda row, docs: jax.nn.log_softmax(masked.unembed(masked.hidden_states(row, documents=docs))[0]))
+    for number, p in enumerate(place_windows(protocol, ids)):
+        tokens, size = p.window.tokens, len(p.window.inputs)
+        start = changes["offsets"][number] if "offsets" in changes else number * (protocol.stride or 0)
+        assert tokens.tolist() == stream[start : start + size + 1].tolist()
+        places = np.arange(start, start + size)
+        first = np.maximum(start, np.searchsorted(owner, owner[places]))
+        documents = DocumentIds(*(jnp.asarray(x[None], jnp.int32) for x in (owner[places], places - first)))
+        own = -read(jnp.asarray(tokens[None, :-1]), documents)[np.arange(size), tokens[1:]][size - p.window.scored :]
+        np.add.at(nats, owner[start + 1 + size - p.window.scored : start + 1 + size], np.asarray(own))
+    np.testing.assert_allclose(found.nats, nats, atol=1e-4)
+    assert not np.allclose(found.nats, score_text(model, text, protocol).nats, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -242,7 +242,8 @@ def test_a_conversation_among_pairs_is_named(record):
         parse_pair(record, where="x:1")
 
 
-def test_equal_preferences_are_left_out():
-    record = {"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": 0}
+@pytest.mark.parametrize("strength", [0, None, "better", float("nan"), 10**400])
+def test_preferences_that_prefer_nothing_are_left_out(strength):
+    record = {"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": strength}
     with pytest.raises(UselessRecord, match="neither answer is better"):
         parse_pair(record, where="x:1")

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scored import draw_documents, draw_pairs, write_documents
 from tiny import SINGLE, read_lines, text_of, tiny_config, write_shards, write_text_shards
 
 from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.data.preferences import KIND, PreferenceShards
 from gptjax.evaluate import evaluate
 from gptjax.evaluation import training_evaluators
 from gptjax.evaluation.options import Evaluate
@@ -20,6 +23,8 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.metrics.plots import list_evaluations
+from gptjax.objectives.objective import SFT
+from gptjax.objectives.preference import SimPO
 from gptjax.runs.trainer import train
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars
 
@@ -45,6 +50,35 @@ def test_text_is_scored_on_a_schedule_as_the_command_scores_it(tmp_path: Path) -
     found = dict(read_lines(config.directory, "eval_sliding_nats_per_token"))
     options = Evaluate((str(config.directory),), window=12, stride=5, mesh=SINGLE)
     assert evaluate(options)["val_loss"] == pytest.approx(found[10], abs=1e-6)
+
+
+def test_conversations_are_scored_as_training_reads_them(tmp_path: Path) -> None:
+    """Each by itself, though no token stands at their beginning; a protocol that joins them is refused at once."""
+    documents = {split: draw_documents(12, seed=seed) for split, seed in (("train", 0), ("val", 1))}
+    shards = write_documents(tmp_path / "chats", documents)
+    config = tiny_config(
+        shards,
+        steps=4,
+        model={"intra_document_mask": True},
+        data=TokenShards(path=str(shards), packing="best_fit_truncate"),
+        objective=SFT(),
+        evaluators=(ValidationLoss(every=4), TextProtocol(every=4, name="own")),
+    )
+    assert train(config) == 0
+    wanted = dict(read_lines(config.directory, "val_loss"))[4]
+    assert dict(read_lines(config.directory, "eval_own_nats_per_token"))[4] == pytest.approx(wanted, abs=1e-6)
+    found = evaluate(Evaluate((str(config.directory),), mesh=SINGLE))
+    assert found["val_loss"] == pytest.approx(wanted, abs=1e-6)
+    assert "each document by itself" in found["protocol"]
+    joined = replace(config, name="joined", evaluators=(TextProtocol(protocol=EvalProtocol(documents="together")),))
+    with pytest.raises(UserError, match=r"chats \(val\): holds conversations, which are scored each by itself"):
+        train(joined)
+    pairs = write_documents(
+        tmp_path / "pairs", {"train": draw_pairs(8, seed=2), "val": draw_pairs(8, seed=3)}, kind=KIND
+    )
+    changes = {"data": PreferenceShards(str(pairs)), "objective": SimPO(), "evaluators": (TextProtocol(name="own"),)}
+    with pytest.raises(UserError, match=r"own would score the run's validation pairs, of which one answer is rejected"):
+        train(replace(config, name="pairs", **changes))
 
 
 def test_failing_evaluation_is_logged_and_training_goes_on(

@@ -15,7 +15,8 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.initial_weights import load_start
 from gptjax.runs.run_dir import write_imported_run
-from gptjax.runs.startup import prepare_config
+from gptjax.runs.startup import make_read_spec, prepare_config
+from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import BPE
 
 
@@ -83,6 +84,19 @@ def test_data_without_the_special_tokens_of_the_weights_is_accepted(tmp_path: Pa
     config, tokenizer = prepare_config(config)
     assert (tokenizer.fingerprint, tokenizer.chat_template) == (TOKENIZER.fingerprint, TOKENIZER.chat_template)
     assert config.model.vocab_size == TOKENIZER.vocab_size
+
+
+def test_template_is_that_of_the_data_where_the_weights_have_more_tokens(tmp_path: Path) -> None:
+    """Answers are asked for as the data was written, and the data is checked for how it begins."""
+    model = create_model(replace(MODEL, vocab_size=TOKENIZER.vocab_size + 1))
+    write_imported_run(tmp_path / "base", model=model, tokenizer=TOKENIZER.with_special_tokens(["<|tool|>"]))
+    own = TOKENIZER.with_chat_template(replace(CHATML, begins=False))
+    shards = write_shards(tmp_path / "chats", {"train": [np.arange(250)]}, own=own)
+    config = tiny_config(shards, init_from=str(tmp_path / "base"), model={"vocab_size": None})
+    config, tokenizer = prepare_config(config)
+    assert "<|tool|>" in tokenizer.specials
+    assert tokenizer.chat_template == own.chat_template
+    assert TOKENIZER.specials["<|im_start|>"] in make_read_spec(config, tokenizer).first_tokens
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pairs of public sets whose better answer is said by ranks, scores or a preference beside the answers."""
 
+import math
 from typing import Any
 
 from data_pipelines.conversations.public_sets import parse_json, rank_answers, split_prompt
@@ -79,8 +80,8 @@ def _order(first: Any, second: Any, difference: float) -> tuple[Any, Any]:
 def _to_number(value: Any) -> float:
     """A number, also as a table writes it; 0 for anything else, which makes no answer better."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return 0.0 if math.isnan(number := float(value)) else number
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

@@ -206,7 +206,7 @@ def _rate(item: Any) -> float | None:
         return None
     score = next((item[key] for key in ("overall_score", "score", "rating") if key in item), None)
     score = -item["rank"] if score is None and isinstance(item.get("rank"), int | float) else score
-    return score if isinstance(score, int | float) else None
+    return score if isinstance(score, int | float) and score == score else None  # no NaN
 
 
 def _find_answer(item: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Document, ReadContext, validate_utf8
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote_error
 from gptjax.core.files import cache_directory, write_atomically
 
 
@@ -66,7 +66,8 @@ class Shakespeare:
                     raise ValueError("its SHA-256 is wrong")
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise UserError(
-                    f"source shakespeare: {self.url} cannot be fetched: {error}. Fetch it by other means and name it: "
+                    f"source shakespeare: {self.url} cannot be fetched: {quote_error(error)}. "
+                    "Fetch it by other means and name it: "
                     "--source=PATH/input.txt. Offline, --source=stdlib always works."
                 ) from None
             path.parent.mkdir(parents=True, exist_ok=True)

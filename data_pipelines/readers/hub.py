@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.files import Files, find_reader, identify_readers
 from data_pipelines.readers.paths import find_split, keep_training, locate_split, tell_once
-from gptjax.core.errors import DISK_FULL_ERRNOS, UserError, count_of
+from gptjax.core.errors import DISK_FULL_ERRNOS, UserError, count_of, quote_error
 from gptjax.core.files import hash_json
 
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
@@ -137,7 +137,8 @@ class HubFiles:
             if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                 raise
             raise UserError(
-                f"source {self.spec}: no usable answer from the hub ({type(error).__name__}: {error}). Try again later."
+                f"source {self.spec}: no usable answer from the hub ({type(error).__name__}: {quote_error(error)}). "
+                "Try again later."
             ) from None
 
 

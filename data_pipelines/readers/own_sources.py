@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, Source, validate_utf8
 from gptjax.cli.config_files import run_file
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote_error
 from gptjax.core.files import expand_path, file_sha256
 
 _SPEC = re.compile(r"(?P<path>.+\.py):(?P<attribute>\w+)")
@@ -42,7 +42,9 @@ def open_own(spec: str) -> "OwnSource | None":
         try:
             source = source()
         except TypeError as error:
-            raise UserError(f"source {spec!r}: {error}. Give every field a default, or name a value.") from None
+            raise UserError(
+                f"source {spec!r}: {quote_error(error)}. Give every field a default, or name a value."
+            ) from None
     if lacking := [name for name in ("name", "chunks", "identity") if not hasattr(source, name)]:
         raise UserError(
             f"source {spec!r}: it has no {' and no '.join(lacking)}. A source has name, chunks(context) and identity() "
@@ -85,7 +87,8 @@ class OwnSource:
             return pickle.dumps(block.read)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UserError(
-                f"source {self.spec}: the `read` of a DocumentBlock cannot be sent to another process: {error}. "
+                f"source {self.spec}: the `read` of a DocumentBlock cannot be sent to another process: "
+                f"{quote_error(error)}. "
                 "Use a function of the file, or functools.partial of one."
             ) from None
 
@@ -95,7 +98,7 @@ class OwnSource:
         try:
             json.dumps(own)
         except TypeError as error:
-            raise UserError(f"source {self.spec}: its identity() is not JSON: {error}.") from None
+            raise UserError(f"source {self.spec}: its identity() is not JSON: {quote_error(error)}.") from None
         return {"source": f"{self.path}:{self.spec.rpartition(':')[2]}", "code": file_sha256(self.path), "own": own}
 
 

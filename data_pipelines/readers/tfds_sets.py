@@ -16,7 +16,7 @@ from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, Docume
 from data_pipelines.readers.formats.array_records import split_records
 from data_pipelines.readers.optional_packages import needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote_error
 
 PREFIX = "tfds:"
 _SPEC = re.compile(r"tfds:(?P<set>\w+(?:/[\w.+-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?(?:@(?P<split>.+))?")
@@ -98,7 +98,7 @@ def _open_split(spec: str, directory: Path, split: str) -> Any:
     try:
         return _open_builder(spec, directory).as_data_source(split=split)
     except (NotImplementedError, ValueError) as error:  # another format than ArrayRecord, or no such split
-        raise UserError(f"source {spec}: split {split!r} in {directory}: {error}") from None
+        raise UserError(f"source {spec}: split {split!r} in {directory}: {quote_error(error)}.") from None
 
 
 def _find_feature(spec: str, directory: Path, text_field: str) -> str:
@@ -134,7 +134,9 @@ def prepare_tfds(spec: str) -> Path:
             builder.download_and_prepare()
     except (tfds.core.DatasetNotFoundError, OSError) as error:
         # Builders of the old style are not even listed where TensorFlow is missing.
-        raise UserError(f"{spec}: could not be prepared: {error}. Many sets need the extra `tfds`.") from None
+        raise UserError(
+            f"{spec}: could not be prepared: {quote_error(error)}. Many sets need the extra `tfds`."
+        ) from None
     return Path(builder.data_dir)
 
 

@@ -107,7 +107,12 @@ def export_model(options: ToHf) -> None:
         model_dir.write_model(
             directory, model, architecture=architecture, dtype=dtype, origin=origin, tokenizer=run.tokenizer
         )
-        facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
+        facts = model_card.CardFacts(
+            run.directory.name,
+            evaluations=evaluations,
+            losses_elsewhere=tuple(losses),
+            answers_chats=run.tokenizer is not None and run.tokenizer.chat_template is not None,
+        )
         if isinstance(run, RunDir):
             facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
             with suppress(UserError):  # of a class of the user's own, whose file is not given

@@ -55,6 +55,11 @@ def quote(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
     return shown if len(text) <= limit else f"{shown}…"
 
 
+def quote_error(error: object, *, limit: int = SHOWN_CHARACTERS) -> str:
+    """What another library says, on one line and without a dot at the end."""
+    return quote(" ".join(str(error).split()), limit=limit).rstrip(".")
+
+
 def escape_controls(text: str) -> str:
     """What a model wrote, as a terminal may show it: escapes instead of control characters but line ends and tabs.
 

@@ -7,6 +7,7 @@ shards, if that can be written, so only the first start reads everything. A disk
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from gptjax.data.splits import check_size, open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.process.console import print_once
 from gptjax.process.progress import ReadProgress
+from gptjax.tokenization.tokenizer import Tokenizer
 
 VERIFIED_FILE = ".verified.json"
 REPORT_BYTES = 2 * 10**9
@@ -106,15 +108,35 @@ def _read_states(folder: Path) -> FileStates:
     return content if isinstance(content, dict) else {}
 
 
-def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: int | None = None) -> None:
-    """Raise unless every document of a split (or `per_file` of them in every file) begins with the end-of-text id.
+def find_first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids with one of which every conversation and every pair begins; empty if any may come first."""
+    begins = {end for end in (tokenizer.begin_of_text, tokenizer.end_of_text) if end is not None}
+    template = tokenizer.chat_template
+    if begins and template is not None and not template.begins:  # pairs of texts still begin with them
+        begins |= {i for form in template.formats if (i := tokenizer.specials.get(form.start)) is not None}
+    return tuple(sorted(begins))
 
-    This detects a file of another tokenizer, whatever its size. Without an index of documents, or without such an id,
-    there is nothing to compare. Conversations begin as their chat template says.
+
+def check_documents(
+    stream: TokenStream, end_of_text: int | None, *, first_tokens: Sequence[int] = (), per_file: int | None = None
+) -> None:
+    """Raise unless every document of a split (or `per_file` of them in every file) begins as its tokenizer says.
+
+    This detects a file of another tokenizer, whatever its size, and a chat template that was changed. Without an index
+    of documents there is nothing to compare.
+
+    Args:
+        end_of_text: the id that begins texts. None: they are not compared.
+        first_tokens: those of `find_first_tokens`, for conversations and pairs. Empty: they are not compared.
     """
-    starts = stream.document_starts
-    if starts is None or end_of_text is None or stream.loss_mask is not None:
+    starts, is_scored = stream.document_starts, stream.loss_mask is not None
+    wanted = first_tokens if is_scored else () if end_of_text is None else (end_of_text,)
+    if starts is None or not wanted:
         return
+    what = f"the end-of-text id {end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered"
+    if is_scored:
+        ids = " or ".join(map(str, wanted))
+        what = f"{ids}, as its tokenizer and chat template write. The files are of others, or were altered"
     for path, begin, end in stream.list_file_spans():
         first, last = np.searchsorted(starts, [begin, end])
         step = 1 if per_file is None else max(1, (last - first) // per_file)
@@ -122,13 +144,10 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: i
             places = starts[chunk : min(last, chunk + step * 2**16) : step]
             if places.max() >= len(stream):
                 raise UserError(f"{stream.name}: a document begins beyond its end. {PREPARE_AGAIN}")
-            wrong = np.flatnonzero(stream.take(places) != end_of_text)
+            wrong = np.flatnonzero(~np.isin(stream.take(places), wanted))
             if len(wrong):
-                raise UserError(
-                    f"{path}: token {places[wrong[0]] - begin:,} begins a document but is not the end-of-text id "
-                    f"{end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered. "
-                    f"{PREPARE_AGAIN}"
-                )
+                place = f"token {places[wrong[0]] - begin:,} begins a document"
+                raise UserError(f"{path}: {place} but is not {what}. {PREPARE_AGAIN}")
 
 
 def check_bytes(stream: TokenStream, bytes_per_token: Int[np.ndarray, " V"], wanted: int) -> None:

@@ -80,12 +80,12 @@ class MixtureReader(RowReader):
 def check_stream(stream: TokenStream, spec: ReadSpec) -> None:
     """Raise for a split that a run cannot read: cheap checks, before a device is used.
 
-    The first tokens of every file lie below the vocabulary, documents begin with the end-of-text id, and it is known
+    The first tokens of every file lie below the vocabulary, documents begin as the tokenizer says, and it is known
     where they begin if the run asks for that.
     """
     for path, begin, end in stream.list_file_spans():
         check_token_ids(stream.read(begin, min(end - begin, CHECKED_TOKENS)), spec.vocab_size, source=str(path))
-    check_documents(stream, spec.end_of_text, per_file=16)
+    check_documents(stream, spec.end_of_text, first_tokens=spec.first_tokens, per_file=16)
     if spec.with_documents:
         check_documents_known(stream, spec.end_of_text)
     if spec.row_kind != "text" and stream.loss_mask is None:

@@ -53,6 +53,8 @@ class ReadSpec:
     """How seed and epoch give the order of an epoch after the first."""
     row_offsets: RowOffsets = ()
     """Rows that the run passes over, by step."""
+    first_tokens: tuple[int, ...] = ()
+    """Ids with one of which conversations and pairs begin. Empty: any may come first, or it is unknown."""
 
     def first_row(self, step: int) -> int:
         """The number of the first row that a step reads."""

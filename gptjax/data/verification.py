@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gptjax.data.checksums import check_bytes, check_documents, verify_shards
+from gptjax.data.checksums import check_bytes, check_documents, find_first_tokens, verify_shards
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Manifest
 from gptjax.data.splits import open_split
@@ -18,7 +18,7 @@ def verify_prepared(directory: Path) -> Manifest:
     assert tokenizer is not None
     for split, counts in manifest.splits.items():
         stream = open_split(directory, split)
-        check_documents(stream, tokenizer.end_of_text)
+        check_documents(stream, tokenizer.end_of_text, first_tokens=find_first_tokens(tokenizer))
         if tokenizer.keeps_text:  # another's tokens are not decoded to the bytes that were counted
             check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
     return manifest

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.data.config import TokenShards
@@ -24,12 +24,13 @@ from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.difference import explain_difference
 
 if TYPE_CHECKING:
-    from gptjax.evaluation import core_bundle, harness, scoring, texts
+    from gptjax.evaluation import core_bundle, harness, scoring, task_results, texts
 else:
     # These import flax, which --help does not need.
     core_bundle = LazyModule("gptjax.evaluation.core_bundle")
     harness = LazyModule("gptjax.evaluation.harness")
     scoring = LazyModule("gptjax.evaluation.scoring")
+    task_results = LazyModule("gptjax.evaluation.task_results")
     texts = LazyModule("gptjax.evaluation.texts")
 
 
@@ -89,7 +90,15 @@ def evaluate_all(options: Evaluate, evaluations: list[Evaluation] | None = None)
                 told = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
                 evaluations[-1].about["failed"] = told
                 raise
+    check_tasks(evaluations)
     return evaluations
+
+
+def check_tasks(evaluations: Sequence[Evaluation]) -> None:
+    """Raise `UserError` if tasks failed, which have no figures among those of the others."""
+    found = [(e.name, e.about["harness"].get("failed", {})) for e in evaluations if "harness" in e.about]
+    if reasons := [f"{task} ({name}): {reason}" for name, failed in found for task, reason in failed.items()]:
+        raise UserError(f"{count_of(len(reasons), 'tasks')} failed, and have no figures: {'; '.join(reasons)}.")
 
 
 def evaluate_checkpoint(evaluation: Evaluation, options: Evaluate, run: Checkpoint, inputs: Inputs) -> None:
@@ -135,14 +144,20 @@ def add_tasks(
     if template is None:
         tokenizer = with_chatml(tokenizer)  # a base model with the tokens of chats is asked like its descendants
     adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)
-    results = tasks.run(adapter)
-    evaluation.figures |= results.figures
-    evaluation.items |= results.items
-    evaluation.about["harness"] = results.about
-    if options.responses is not None:
-        mode = "w" if evaluation.name == options.checkpoints[0] else "a"
-        path = expand_path(options.responses)
-        harness.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
+    results = task_results.TaskResults()
+    try:
+        tasks.run(adapter, results)
+    finally:  # what was finished before an interruption is kept
+        evaluation.figures |= results.figures
+        evaluation.items |= results.items
+        if results.about or results.failed:
+            evaluation.about["harness"] = results.to_json()
+        if options.responses is not None:
+            mode = "w" if evaluation.name == options.checkpoints[0] else "a"
+            path = expand_path(options.responses)
+            task_results.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
+    if results.failed:
+        evaluation.about["failed"] = f"the tasks {', '.join(results.failed)} failed"
 
 
 def add_core(
@@ -176,6 +191,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
             evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
         text = texts.open_stored_text(stream, own or run.tokenizer, protocol)
         name = f"{name_data(options, data)} ({options.split})"
+    protocol = texts.fit_protocol(protocol, text)
     settings = scoring.ScoringOptions(batch_size=options.batch_size)
     score = lambda model: texts.score_text(model, text, protocol, options=settings)
     sums = score(model)

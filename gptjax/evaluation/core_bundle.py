@@ -113,7 +113,7 @@ def score_core(
     """
     check_tasks(tasks, limit=limit)
     figures, items, centred, draws = {}, {}, [], []
-    options = ScoringOptions(batch_size=batch_size, begin_of_text=tokenizer.begin_of_text)
+    options = ScoringOptions(batch_size=batch_size)
     for seed, task in enumerate(tasks):
         right = score_task(model, tokenizer, task, limit=limit, options=options)
         scores = ItemScores(np.stack([right, np.ones(len(right))], axis=1), "mean")

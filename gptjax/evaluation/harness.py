@@ -1,31 +1,26 @@
-"""Runs tasks of lm-evaluation-harness: figures with intervals, controls beside them, and every response."""
+"""Runs tasks of lm-evaluation-harness, one after another. A failing one costs no other its scores."""
 
 import contextlib
 import importlib.util
 import json
 import logging
-import math
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
-from gptjax.evaluation.figures import Figure, ItemScores, item_figure
-from gptjax.evaluation.task_controls import measure_controls
-from gptjax.evaluation.task_data import complete_rows, explain_unknown_task, find_task_files, read_rows
+from gptjax.evaluation.task_data import OWN_TASKS, complete_rows, explain_unknown_task, find_task_files, read_rows
+from gptjax.evaluation.task_results import TaskResults, collect_results
 from gptjax.evaluators.exact_match import read_questions
 from gptjax.process.console import print_once
 
 if TYPE_CHECKING:
     from gptjax.evaluation.harness_model import HarnessModel
-
-OWN_TASKS = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True)
@@ -46,19 +41,6 @@ class TaskRequest:
     """Ask as in a chat; examples become turns."""
 
 
-@dataclass
-class TaskResults:
-    """What tasks gave."""
-
-    figures: dict[str, Figure] = field(default_factory=dict)
-    items: dict[str, ItemScores] = field(default_factory=dict)
-    """The scores behind those figures that are sums over items."""
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Every item with its prompts and responses, by task."""
-    about: dict[str, Any] = field(default_factory=dict)
-    """Versions, few-shot examples and counts, for the record."""
-
-
 def require_lm_eval() -> None:
     """Raise `UserError` unless the harness is installed."""
     if importlib.util.find_spec("lm_eval") is None:
@@ -74,34 +56,54 @@ class PreparedTasks:
     """The harness' `TaskManager`."""
     names: tuple[str, ...]
 
-    def run(self, model: "HarnessModel") -> TaskResults:
+    def run(self, model: "HarnessModel", results: TaskResults | None = None) -> TaskResults:
         """Run the tasks. Nothing is sent anywhere; data sets come from the hub, its cache or local files.
 
+        A task that fails is named in `failed`, and the others go on. In its place its group is run task by task.
+
+        Args:
+            results: what each task gives is added to it at once. After an interruption it has what was finished.
+
         Raises:
-            UserError: no task's data can be loaded, or one cannot be run.
+            UserError: no task's data can be loaded.
         """
-        request = self.request
-        with quiet_harness():
-            tasks, not_run = open_tasks(self.manager, self.names, local=list(find_task_files(request.task_data)))
-            try:
-                found = import_module("lm_eval").simple_evaluate(
-                    model=model,
-                    tasks=tasks,
-                    task_manager=self.manager,
-                    num_fewshot=request.num_fewshot,
-                    limit=request.limit,
-                    bootstrap_iters=0,
-                    apply_chat_template=request.apply_chat_template,
-                    fewshot_as_multiturn=request.apply_chat_template,
-                )
-            except (OSError, ValueError, KeyError) as error:
-                reason = str(error).strip().partition("\n")[0].rstrip(".")
-                names = ", ".join(request.tasks)
-                raise UserError(f"the tasks {names} cannot be run: {type(error).__name__}: {reason}.") from error
-        assert found is not None
-        results = collect_results(model, dict(found))
-        results.about["not_run"] = not_run
+        results = TaskResults() if results is None else results
+        local = list(find_task_files(self.request.task_data))
+        with quiet_harness(), model.remember_answers():
+            opened, results.not_run = open_tasks(self.manager, self.names, local=local)
+            while opened:
+                task = opened.pop(0)
+                try:
+                    results.add(self._run_one(model, task.whole))
+                except Exception as error:  # of the task's own code, of a metric's package, of its data
+                    results.failed[task.name] = _explain(error)
+                    opened = [*task.split(), *opened]
         return results
+
+    def _run_one(self, model: "HarnessModel", tasks: list[Any]) -> TaskResults:
+        """The results of a task, or of a group and all groups in it."""
+        request = self.request
+        found = import_module("lm_eval").simple_evaluate(
+            model=model,
+            tasks=tasks,
+            task_manager=self.manager,
+            num_fewshot=request.num_fewshot,
+            limit=request.limit,
+            bootstrap_iters=0,
+            apply_chat_template=request.apply_chat_template,
+            fewshot_as_multiturn=request.apply_chat_template,
+        )
+        assert found is not None
+        return collect_results(model, dict(found))
+
+
+def _explain(error: Exception) -> str:
+    """What failed, and where, in one line."""
+    reason = quote(str(error).strip().partition("\n")[0].rstrip("."), limit=300)
+    if isinstance(error, UserError):
+        return reason
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {reason} ({Path(last.filename).name}, line {last.lineno})"
 
 
 @contextlib.contextmanager
@@ -118,7 +120,24 @@ def prepare_tasks(request: TaskRequest) -> Iterator[PreparedTasks]:
         yield PreparedTasks(request, manager, tuple(names))
 
 
-def open_tasks(manager: Any, names: Sequence[str], *, local: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+@dataclass(frozen=True)
+class OpenTask:
+    """A task or group with its data."""
+
+    name: str
+    whole: list[Any]
+    """The harness' object of the task, or of the group and the groups in it."""
+    tasks: dict[str, Any]
+    """Those in it by name: itself, or the tasks of the group."""
+
+    def split(self) -> "list[OpenTask]":
+        """The tasks of a group; none of a task."""
+        if self.whole == list(self.tasks.values()):
+            return []
+        return [OpenTask(name, [task], {name: task}) for name, task in self.tasks.items()]
+
+
+def open_tasks(manager: Any, names: Sequence[str], *, local: Sequence[str]) -> tuple[list[OpenTask], dict[str, str]]:
     """The tasks with their data, and why each of the others has none.
 
     Args:
@@ -127,16 +146,17 @@ def open_tasks(manager: Any, names: Sequence[str], *, local: Sequence[str]) -> t
     Raises:
         UserError: none can be run.
     """
-    tasks: list[Any] = []
+    tasks: list[OpenTask] = []
     missing: dict[str, str] = {}
     for name in names:
+        task = Path(name).stem if Path(name).is_absolute() else name
         try:
             loaded = manager.load([name])
         except Exception as error:  # of any library that reads data
-            task = Path(name).stem if Path(name).is_absolute() else name
             missing[task] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
         else:
-            tasks += (loaded["groups"] or loaded["tasks"]).values()
+            whole = list((loaded["groups"] or loaded["tasks"]).values())
+            tasks.append(OpenTask(task, whole, dict(loaded["tasks"])))
     if not tasks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         without = [name for name in missing if name not in local]
@@ -263,64 +283,6 @@ def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directo
     path = directory / f"{task}.yaml"
     path.write_text(json.dumps(changes, indent=1), encoding="utf-8")  # JSON is YAML
     return path
-
-
-def collect_results(model: "HarnessModel", found: dict[str, Any]) -> TaskResults:
-    """Figures of each task and metric, with intervals where the metric is a sum over items, and controls."""
-    results = TaskResults(samples=found.get("samples") or {})
-    for task, values in found["results"].items():
-        for key, value in values.items():
-            metric, _, filter_name = key.partition(",")
-            if not isinstance(value, float) or metric.endswith("_stderr") or not filter_name:
-                continue
-            name = f"{task} {metric}" if filter_name == "none" else f"{task} {metric} ({filter_name})"
-            samples = [s for s in results.samples.get(task, []) if s["filter"] == filter_name]
-            scores = find_item_scores([s.get(metric) for s in samples], value)
-            results.figures[name] = Figure(value, math.nan, math.nan) if scores is None else item_figure(scores)
-            if scores is not None:
-                results.items[name] = scores
-        kind = (found.get("configs") or {}).get(task, {}).get("output_type")
-        # The metric of another's task may take its answer out of a target that is longer.
-        is_known = kind != "generate_until" or (OWN_TASKS / f"{task}.yaml").is_file()
-        samples = results.samples.get(task, []) if is_known else []
-        for control, value in measure_controls(model, samples, kind=kind).items():
-            results.figures[f"{task} {control}"] = Figure(value, math.nan, math.nan)
-    results.about = {
-        "versions": found.get("versions", {}),
-        "num_fewshot": found.get("n-shot", {}),
-        "items": {task: counts.get("effective") for task, counts in (found.get("n-samples") or {}).items()},
-        "lm_eval": found.get("lm_eval_version"),
-    }
-    return results
-
-
-def find_item_scores(values: Sequence[Any], value: float) -> ItemScores | None:
-    """The items' scores as sums whose quotient gives the metric; None for a metric that is no such thing."""
-    if not values or any(v is None for v in values):
-        return None
-    try:
-        pairs = np.array([v if isinstance(v, tuple | list) else (v, 1.0) for v in values], np.float64)
-    except (TypeError, ValueError):
-        return None
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
-        return None
-    for transform in ("mean", "perplexity", "bits"):
-        scores = ItemScores(pairs, transform)
-        if math.isclose(scores.value, value, rel_tol=1e-6, abs_tol=1e-9):
-            return scores
-    return None
-
-
-def write_responses(path: Path, samples: dict[str, list[dict[str, Any]]], *, checkpoint: str, mode: str = "w") -> None:
-    """Every item as a line of JSON: the document, what the model read, what it answered, and how it was scored."""
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            for task, items in samples.items():
-                for item in items:
-                    line = {"checkpoint": checkpoint, "task": task, **item}
-                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-    except OSError as error:
-        raise UserError(f"--responses={path} cannot be written: {error.strerror}.") from None
 
 
 @contextlib.contextmanager

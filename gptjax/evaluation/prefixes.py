@@ -25,6 +25,7 @@ from gptjax.evaluation.scoring import (
     round_up_length,
     score_hidden,
     score_windows,
+    without_document_mask,
 )
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.attention import SequenceAttention
@@ -56,9 +57,13 @@ class PrefixGroup(NamedTuple):
 def score_with_shared_prefixes(
     model: GPT, windows: Sequence[EvalWindow], *, options: ScoringOptions = DEFAULTS
 ) -> list[TokenScores]:
-    """As `score_windows`, but shared prefixes are read once. On several devices, or with documents, it is the same."""
-    if model.mesh.is_sharded or model.config.intra_document_mask:
+    """As `score_windows`, but shared prefixes are read once. Each window is of one document.
+
+    On several devices it is the same as `score_windows`.
+    """
+    if model.mesh.is_sharded:
         return score_windows(model, windows, options=options)
+    model = without_document_mask(model)
     check_windows(model, windows)
     limit = ROWS_PER_BATCH * options.batch_size
     groups = plan_groups(windows, max_members=limit)

@@ -33,8 +33,9 @@ class EvalProtocol:
     first_token: FirstToken = "end-of-text"
     """`end-of-text` puts that token before each document, so that its first token is predicted, too; `context` adds
     nothing, and what opens a text is not predicted. Shards are taken as they are stored."""
-    documents: Documents = "together"
-    """`together` runs documents into one text; `alone` begins a text with each."""
+    documents: Documents | None = None
+    """`together` runs documents into one text; `alone` begins a text with each. None: texts run together, and
+    conversations are scored each by itself."""
     full_windows: bool = False
     """What is left at the end, shorter than a window, is not scored."""
     whole_rows: bool = False
@@ -67,6 +68,22 @@ class EvalProtocol:
         resolved = replace(self, window=window, stride=stride)
         resolved.check_options()
         return resolved
+
+    def choose_documents(self, *, are_conversations: bool, name: str) -> "EvalProtocol":
+        """With `documents` as they are for a text of this name.
+
+        Raises:
+            UserError: conversations would run together. None of them may see another.
+        """
+        if not are_conversations:
+            return self
+        if self.documents == "together" or self.offsets is not None:
+            given = "--offsets" if self.offsets is not None else f"--documents=together (--protocol={self.name})"
+            raise UserError(
+                f"{name}: holds conversations, which are scored each by itself, and {given} runs documents together. "
+                "Take --protocol=gptjax or harness without it."
+            )
+        return replace(self, documents="alone")
 
     def check_options(self) -> None:
         """Raise `UserError` for a part that the others would leave without effect. The protocol is resolved."""
@@ -148,8 +165,8 @@ class EvalProtocol:
 
 PRESETS = {
     "gptjax": EvalProtocol(),
-    "nanogpt": EvalProtocol("nanogpt", first_token="context", full_windows=True),
-    "modded-nanogpt": EvalProtocol("modded-nanogpt", full_windows=True, tokens=MODDED_TOKENS),
+    "nanogpt": EvalProtocol("nanogpt", first_token="context", documents="together", full_windows=True),
+    "modded-nanogpt": EvalProtocol("modded-nanogpt", documents="together", full_windows=True, tokens=MODDED_TOKENS),
     "hf-stride-512": EvalProtocol("hf-stride-512", stride=512, first_token="context", label_shift=True),
     "harness": EvalProtocol("harness", documents="alone", ends_with_text=True, words="split"),
     "wikitext2-rows": EvalProtocol(
@@ -223,9 +240,7 @@ def place_windows(
     if protocol.documents == "alone":
         placed = _place_documents(protocol, documents, owners)
     else:
-        text = np.concatenate([*documents, np.zeros(0, np.int32)])
-        owner = np.concatenate([*owners, np.zeros(0, np.int64)])
-        placed = _place_text(protocol, text if protocol.tokens is None else text[: protocol.tokens + 1], owner)
+        placed = _place_text(protocol, *_join(documents, owners, tokens=protocol.tokens))
     if not placed:
         least = f"{(protocol.window or 0) + 1} are needed for a window" if protocol.full_windows else "2 are needed"
         raise UserError(f"{name}: has too few tokens to predict one; at least {least}.")
@@ -246,22 +261,38 @@ def _place_documents(
     return placed
 
 
-def _place_text(protocol: EvalProtocol, text: Ids, owner: np.ndarray) -> list[PlacedWindow]:
-    """The windows of a text whose tokens belong to the documents `owner`."""
+def _join(
+    documents: Sequence[Ids], owners: Sequence[np.ndarray], *, tokens: int | None
+) -> tuple[Ids, np.ndarray, np.ndarray]:
+    """One text up to this many predictions: its tokens, the document of each, and which of them begin a document."""
+    text = np.concatenate([*documents, np.zeros(0, np.int32)])
+    begins = np.zeros(len(text) + 1, bool)
+    begins[np.cumsum([0, *map(len, documents)])] = True
+    end = len(text) if tokens is None else tokens + 1
+    return text[:end], np.concatenate([*owners, np.zeros(0, np.int64)]), begins[: len(text)][:end]
+
+
+def _place_text(protocol: EvalProtocol, text: Ids, owner: np.ndarray, begins: np.ndarray) -> list[PlacedWindow]:
+    """The windows of a text whose tokens belong to the documents `owner`, and which `begins` divides."""
     length, offsets = protocol.window or 1, protocol.offsets
     if offsets is None:
-        return _place_windows(protocol, text, owner)
+        return _place_windows(protocol, text, owner, begins=begins)
     if wrong := [i for i in offsets if not 0 <= i < len(text) - length]:
         raise UserError(f"--offsets: {wrong[0]} is outside the text; wanted 0 to {len(text) - length - 1}.")
-    windows = [EvalWindow(text[i : i + length + 1], length) for i in offsets]
+    windows = [EvalWindow(text[i : i + length + 1], length, begins[i : i + length]) for i in offsets]
     return [_place(protocol, w, owner[i + 1 : i + 1 + length]) for w, i in zip(windows, offsets, strict=True)]
 
 
-def _place_windows(protocol: EvalProtocol, tokens: Ids, owner: np.ndarray) -> list[PlacedWindow]:
+def _place_windows(
+    protocol: EvalProtocol, tokens: Ids, owner: np.ndarray, *, begins: np.ndarray | None = None
+) -> list[PlacedWindow]:
     placed, seen = [], 1
     for window in protocol.cut(tokens):
-        placed.append(_place(protocol, window, owner[seen : seen + window.scored]))
-        seen += window.scored
+        end = seen + window.scored
+        if begins is not None:
+            window = window._replace(begins=begins[end - len(window.tokens) : end - 1])
+        placed.append(_place(protocol, window, owner[seen:end]))
+        seen = end
     return placed
 
 

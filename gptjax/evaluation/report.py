@@ -23,7 +23,7 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
             lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
         if "harness" in e.about:
             lines.append(
-                f"lm-evaluation-harness {e.about['harness']['lm_eval']}: {_describe_tasks(e.about['harness'])}"
+                f"lm-evaluation-harness {e.about['harness'].get('lm_eval', '')}: {_describe_tasks(e.about['harness'])}"
             )
         if "val_loss_quantized" in e.about:
             rounded, loss = e.about["val_loss_quantized"], e.figures["nats_per_token"].value
@@ -39,14 +39,14 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
 
 def _describe_tasks(about: dict[str, Any]) -> str:
     """Items and examples of each task."""
-    shots = about["num_fewshot"]
-    lines = [
-        ", ".join(
-            f"{task}: {count_of(n, 'items')}, {count_of(shots.get(task, 0), 'examples')}"
-            for task, n in about["items"].items()
-        )
+    shots, items = about.get("num_fewshot", {}), about.get("items", {})
+    counts = [
+        f"{task}: {count_of(n, 'items')}, {count_of(shots.get(task, 0), 'examples')}" for task, n in items.items()
     ]
-    return "\n".join([*lines, *(f"not run: {task}: {reason}" for task, reason in about["not_run"].items())])
+    lines = [", ".join(counts) or "no results"]
+    for what in ("not run", "failed"):
+        lines += [f"{what}: {task}: {reason}" for task, reason in about.get(what.replace(" ", "_"), {}).items()]
+    return "\n".join(lines)
 
 
 def _find(evaluations: list[Evaluation], name: str | None) -> Evaluation | None:

@@ -6,7 +6,7 @@ exists beyond a block of positions.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from gptjax.core.errors import UserError
 from gptjax.data.row_readers import check_token_ids
 from gptjax.evaluation.windows import EvalWindow
-from gptjax.model.gpt import GPT, DocumentIds, without_gradient
+from gptjax.model.gpt import GPT, DocumentIds, with_static, without_gradient
 from gptjax.sharding.axes import BT, BTD
 from gptjax.sharding.compilation import jit_for_few_calls
 from gptjax.sharding.devices import target_device
@@ -51,8 +51,6 @@ class ScoringOptions:
 
     batch_size: int = 16
     """Rows per batch."""
-    begin_of_text: int | None = None
-    """The id that begins a document, for models whose attention stays inside documents."""
     progress: Callable[[int], object] | None = None
     """Called with the number of windows that are done."""
 
@@ -146,11 +144,21 @@ def _score_batch(
     for row, window in enumerate(windows):
         inputs[row, : len(window.inputs)] = window.inputs
         targets[row, : len(window.inputs)] = window.tokens[1:]
-    begin_of_text = -1 if options.begin_of_text is None else options.begin_of_text
+    begins = _find_begins(windows, inputs.shape) if model.config.intra_document_mask else None
     if model.mesh.is_sharded:
-        return score_all(model, inputs, targets, begin_of_text)
+        return score_all(model, inputs, targets, begins)
     row, column = find_places(windows)
-    return score_places(model, inputs, (row, column), targets[row, column], begin_of_text)
+    return score_places(model, inputs, (row, column), targets[row, column], begins)
+
+
+def _find_begins(windows: Sequence[EvalWindow], shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"] | None:
+    """Where documents begin in rows of this shape; None if every row is of one document."""
+    if all(window.begins is None for window in windows):
+        return None
+    begins = np.zeros(shape, bool)
+    for row, window in enumerate(windows):
+        begins[row, : len(window.inputs)] = False if window.begins is None else window.begins
+    return begins
 
 
 def find_places(windows: Sequence[EvalWindow]) -> tuple[np.ndarray, np.ndarray]:
@@ -187,12 +195,11 @@ def score_places(
     inputs: BT,
     places: tuple[Int[Array, " M"], Int[Array, " M"]],
     targets: Int[Array, " M"],
-    begin_of_text: int | Int[Array, ""],
+    begins: Bool[Array, "B T"] | None,
 ) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
-    """Scores of the tokens after these places (row, column)."""
+    """Scores of the tokens after these places (row, column). `begins` says where documents begin."""
     model = without_gradient(model)
-    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, begin_of_text))
-    return score_hidden(model, hidden[places], targets)
+    return score_hidden(model, read_documents(model, inputs, begins)[places], targets)
 
 
 def score_hidden(
@@ -215,12 +222,13 @@ def score_hidden(
 
 @jit_for_few_calls
 def score_all(
-    model: GPT, inputs: BT, targets: BT, begin_of_text: int | Int[Array, ""]
+    model: GPT, inputs: BT, targets: BT, begins: Bool[Array, "B T"] | None
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """Scores of all positions of rows that are divided over devices. The result is whole on every device."""
     model, mesh = without_gradient(model), model.mesh
-    inputs, targets = (reshard(jnp.asarray(x), mesh.activation_spec("BT")) for x in (inputs, targets))
-    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, begin_of_text))
+    place = lambda rows: reshard(jnp.asarray(rows), mesh.activation_spec("BT"))
+    inputs, targets = place(inputs), place(targets)
+    hidden = read_documents(model, inputs, None if begins is None else place(begins))
     size = max(1, HEAD_BLOCK // inputs.shape[0])
     blocks = [_score_columns(model, hidden, targets, slice(i, i + size)) for i in range(0, inputs.shape[1], size)]
     whole = lambda parts: reshard(jnp.concatenate(parts, axis=1), mesh.activation_spec("__"))
@@ -235,11 +243,18 @@ def _score_columns(model: GPT, hidden: BTD, targets: BT, columns: slice) -> tupl
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == wanted
 
 
-def find_documents(model: GPT, inputs: BT, begin_of_text: int | Int[Array, ""]) -> DocumentIds | None:
-    """Where documents begin, for models whose attention stays inside them: with each `begin_of_text`."""
-    if not model.config.intra_document_mask:
-        return None
-    begins = inputs == begin_of_text
+def read_documents(model: GPT, inputs: BT, begins: Bool[Array, "B T"] | None) -> BTD:
+    """What the head reads. `begins` says where documents begin; None: each row is of one document."""
+    if begins is None:
+        return without_document_mask(model).hidden_states(inputs)
     places = jnp.arange(inputs.shape[1])[None]
     last = jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
-    return DocumentIds(jnp.cumsum(begins, axis=1, dtype=jnp.int32), (places - last).astype(jnp.int32))
+    documents = DocumentIds(jnp.cumsum(begins, axis=1, dtype=jnp.int32), (places - last).astype(jnp.int32))
+    return model.hidden_states(inputs, documents=documents)
+
+
+def without_document_mask(model: GPT) -> GPT:
+    """The model for rows of one document each, where the mask changes nothing."""
+    if not model.config.intra_document_mask:
+        return model
+    return with_static(model, config=replace(model.config, intra_document_mask=False))

@@ -14,6 +14,8 @@ from typing import Any
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 
+OWN_TASKS = Path(__file__).parent / "tasks"
+"""The files of tasks of ours."""
 Row = dict[str, Any]
 PAGE = re.compile(r"^ = [^=\n].*[^=\n] = *$", re.MULTILINE)
 """A title in WikiText: one equals sign on either side."""

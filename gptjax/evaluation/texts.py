@@ -170,21 +170,20 @@ def score_text(
     *,
     options: ScoringOptions = DEFAULTS,
 ) -> DocumentSums:
-    """The sums of each document under a resolved protocol. Call it under the model's mesh."""
-    begin = find_beginning(text)
-    added = None if text.is_stored else begin
+    """The sums of each document under a resolved protocol. Call it under the model's mesh.
+
+    Raises:
+        UserError: the protocol would run conversations together.
+    """
+    protocol = fit_protocol(protocol, text)
+    added = None if text.is_stored or text.tokenizer is None else text.tokenizer.begin_of_text
     placed = place_windows(protocol, text.documents, begin_of_text=added, masks=text.masks, name=text.name)
-    options = replace(options, begin_of_text=begin)
     return sum_documents(text, placed, _score_in_parts(model, placed, options), protocol=protocol)
 
 
-def find_beginning(text: Text) -> int | None:
-    """The id with which each document begins: what the tokenizer names, or what stored documents have of it."""
-    if text.tokenizer is None or not text.is_stored:
-        return None if text.tokenizer is None else text.tokenizer.begin_of_text
-    firsts = {int(document[0]) for document in text.documents[1:] or text.documents}
-    begin, end = text.tokenizer.begin_of_text, text.tokenizer.end_of_text
-    return begin if firsts == {begin} else end
+def fit_protocol(protocol: EvalProtocol, text: Text) -> EvalProtocol:
+    """The protocol for this text. Raises `UserError` if it would run conversations together."""
+    return protocol.choose_documents(are_conversations=text.masks is not None, name=text.name)
 
 
 def _score_in_parts(model: GPT, placed: Sequence[PlacedWindow], options: ScoringOptions) -> Iterator[np.ndarray]:
@@ -269,7 +268,7 @@ def _find_sizes(text: Text, placed: Sequence[PlacedWindow], protocol: EvalProtoc
     if text.sizes is None:
         sizes = text.tokenizer.bytes_per_token.astype(np.float64)
         return [sizes[tokens] for tokens in counted]
-    begin = None if text.is_stored or find_beginning(text) is None else 0  # that token is of no text
+    begin = None if text.is_stored or text.tokenizer.begin_of_text is None else 0  # that token is of no text
     same = place_windows(protocol, text.sizes, begin_of_text=begin, masks=text.masks, name=text.name)
     return [_find_counted(p).astype(np.float64) for p in same]
 

@@ -19,6 +19,7 @@ from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import EvalProtocol, find_protocol
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.metrics.plots import EVALUATION_PREFIX
+from gptjax.objectives.objective import get_row_kind
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -72,6 +73,7 @@ class TextProtocol(_BatchedEvaluator):
             tokenizer = _require_tokenizer(context)
             text = texts.encode_text(expand_path(self.text), tokenizer, protocol, text_field=self.text_field)
         options = scoring.ScoringOptions(batch_size=self.batch_size)
+        _ = texts.fit_protocol(protocol, text)
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             sums = texts.score_text(model, text, protocol, options=options)
@@ -82,6 +84,9 @@ class TextProtocol(_BatchedEvaluator):
     def _open_stream(self, context: EvalContext) -> TokenStream:
         """The shards of `data`, or the run's validation split."""
         if self.data is None:
+            if get_row_kind(context.objective) == "pairs":
+                problem = "would score the run's validation pairs, of which one answer is rejected"
+                raise UserError(f"evaluators: {self.name} {problem}. Give it a text, or data with texts or chats.")
             return context.validation
         if self.text is not None:
             raise UserError(f"evaluators: {self.name} has both text and data: choose one.")
@@ -131,7 +136,8 @@ class HarnessTasks(_BatchedEvaluator):
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
-            return name_metrics(prepared.run(adapter).figures)
+            results = prepared.run(adapter)
+            return name_metrics(results.figures) | dict(note_failure(*pair) for pair in results.failed.items())
 
         weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
         return guard(evaluate, " ".join(self.tasks))
@@ -169,11 +175,15 @@ def guard(evaluate: OpenEvaluator, name: str) -> OpenEvaluator:
         try:
             return evaluate(model)
         except Exception as error:  # whatever it is, the run is worth more
-            message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            print(f"note: the evaluation {name} failed, and training goes on: {message}", file=sys.stderr)
-            return {name_metric(f"{name} error"): message}
+            return dict([note_failure(name, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")])
 
     return run
+
+
+def note_failure(name: str, reason: str) -> tuple[str, str]:
+    """Print that an evaluation failed. Returns its metric `eval_NAME_error` and the value."""
+    print(f"note: the evaluation {name} failed, and training goes on: {reason}", file=sys.stderr)
+    return name_metric(f"{name} error"), reason
 
 
 def name_metrics(figures: dict[str, Figure]) -> Metrics:

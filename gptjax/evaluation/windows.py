@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from gptjax.core.errors import UserError
 
@@ -20,6 +20,9 @@ class EvalWindow(NamedTuple):
     tokens: Ids
     scored: int
     """How many of the last predictions count."""
+    begins: Bool[np.ndarray, " _"] | None = None
+    """For each token that is read whether it begins a document, for models whose attention stays inside documents.
+    None: all tokens are of one document."""
 
     @property
     def inputs(self) -> Ids:

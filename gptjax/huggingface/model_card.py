@@ -19,7 +19,22 @@ from gptjax.sharding.devices import DType
 CARD_FILE, PICTURE = "README.md", "loss.png"
 MAX_ROWS = 12
 """Evaluations during training that the card lists; the others are in the picture."""
+LOSS_COLUMNS = ("step", "tokens", "val_loss", "val_bpb", "val_reward_accuracy", "val_reward_margin")
+WITHOUT_EFFECT = {"chunk_tokens", "prefetch", "store_reference"}
+"""Fields that change no result, and so are no part of a recipe."""
 TEXT_FIGURES = ("nats_per_token", "token_perplexity", "word_perplexity", "bits_per_byte")
+CONTINUING = (
+    'ids = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=50)',
+    "print(tokenizer.decode(ids[0]))",
+)
+ASKING = (
+    'messages = [{"role": "user", "content": "Who are you?"}]',
+    "inputs = tokenizer.apply_chat_template(",
+    '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+    ")",
+    "ids = model.generate(**inputs, max_new_tokens=50)",
+    'print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+)
 Facts = Mapping[str, Any]
 
 
@@ -41,6 +56,8 @@ class CardFacts:
     """The losses, drawn."""
     losses_elsewhere: tuple[str, ...] = ()
     """What the export leaves out, or other programs do."""
+    answers_chats: bool = False
+    """Whether the tokenizer has a chat template."""
 
     def with_run(self, directory: Path, content: Facts, *, step: int) -> "CardFacts":
         """These facts and those of a run directory up to a step."""
@@ -117,7 +134,7 @@ def make_model_card(config: GPTConfig, *, architecture: Architecture, dtype: DTy
         f"# {_plain(facts.name)}",
         _introduce(config, architecture=architecture, dtype=dtype, facts=facts),
         "## How to load",
-        "\n".join(["```python", *_show_loading(architecture), "```"]),
+        "\n".join(["```python", *_show_loading(architecture, facts=facts), "```"]),
         "## Architecture",
         _table(("field", "value"), _list_architecture(config)),
         *(["## Data", _table(("field", "value"), data)] if data else []),
@@ -140,7 +157,7 @@ def _introduce(config: GPTConfig, *, architecture: Architecture, dtype: DType, f
     return f"{made}{f' ({versions})' if versions else ''}: {size}. The context is {config.context_length:,} tokens."
 
 
-def _show_loading(architecture: Architecture) -> list[str]:
+def _show_loading(architecture: Architecture, *, facts: CardFacts) -> list[str]:
     trust = ", trust_remote_code=True" if architecture.code else ""
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -148,8 +165,7 @@ def _show_loading(architecture: Architecture) -> list[str]:
         'path = "."  # this directory, or OWNER/REPO',
         f"model = AutoModelForCausalLM.from_pretrained(path{trust})",
         "tokenizer = AutoTokenizer.from_pretrained(path)",
-        'ids = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=50)',
-        "print(tokenizer.decode(ids[0]))",
+        *(ASKING if facts.answers_chats else CONTINUING),
     ]
 
 
@@ -163,15 +179,20 @@ def _list_architecture(config: GPTConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _list_recipe(run: Facts) -> list[tuple[str, Any]]:
-    """The recipe in the run's config.json."""
+    """The recipe in the run's config.json: from which weights, what was minimised, and how."""
     top = [(name, run[name]) for name in ("steps", "batch_size", "grad_accum", "seed") if name in run]
-    return top + [row for name in ("optimizer", "ema", "stages") for row in _flatten(run.get(name), name)]
+    sections = ["init_from", "init_layers", "objective", "lora", "optimizer", "ema", "stages"]
+    unused = {"lora": (run.get("lora") or {}).get("rank") == 0, "ema": (run.get("ema") or {}).get("decay") is None}
+    return top + [row for name in sections if not unused.get(name) for row in _flatten(run.get(name), name)]
 
 
 def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Rows of a section of config.json. Of a path only the last part is told."""
     if isinstance(value, dict):
-        for key, item in value.items():
+        is_default = "." in name and all(item in (None, []) for key, item in value.items() if key != "class")
+        if is_default and str(value.get("class")).endswith(":ParamGroup"):
+            return
+        for key, item in ((key, item) for key, item in value.items() if key not in WITHOUT_EFFECT):
             yield from _flatten(item, name if key == "class" else f"{name}.{key}")
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
@@ -186,10 +207,12 @@ def _describe_losses(facts: CardFacts) -> list[str]:
         return []
     last = len(facts.validation) - 1
     shown = sorted({round(i * last / max(min(last, MAX_ROWS - 1), 1)) for i in range(min(last + 1, MAX_ROWS))})
-    names = [name for name in ("step", "tokens", "val_loss", "val_bpb") if name in facts.validation[-1]]
+    names = [name for name in LOSS_COLUMNS if name in facts.validation[-1]]
     rows = [tuple(facts.validation[i].get(name, "") for name in names) for i in shown]
     picture = [f"![Losses]({PICTURE})"] if facts.picture else []
-    return ["## Losses during training", *picture, _table(names, rows)]
+    objective = str((facts.run.get("objective") or {}).get("class", "")).rpartition(":")[2]
+    unit = [] if "val_bpb" in names or not objective else [f"`val_loss` is the mean of the objective, {objective}."]
+    return ["## Losses during training", *picture, *unit, _table(names, rows)]
 
 
 def _describe_evaluations(evaluations: Iterable[Facts]) -> list[str]:

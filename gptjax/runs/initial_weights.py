@@ -94,7 +94,7 @@ def join_vocabularies(
 
     `resumes` says that `source` is the run itself. Raises `UserError` where they differ in more.
     """
-    known = source.require_tokenizer()
+    known, template = source.require_tokenizer(), tokenizer.chat_template
     if tokenizer.extends(known):
         rows = source.model_config.resolved_vocab_size
         model = replace(model, vocab_size=max(rows, tokenizer.vocab_size))
@@ -111,9 +111,8 @@ def join_vocabularies(
             f"{explain_difference(tokenizer, known)}. Prepare the text with --tokenizer={source.directory}"
             f"{other_run}."
         )
-    if tokenizer.chat_template is None and known.chat_template is not None:
-        tokenizer = tokenizer.with_chat_template(known.chat_template)
-    return model, tokenizer
+    template = template or known.chat_template  # conversations are written as those of the data
+    return model, tokenizer if tokenizer.chat_template == template else tokenizer.with_chat_template(template)
 
 
 def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokenizer | None) -> LoRA:

@@ -16,6 +16,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.batch_size import BatchSize
+from gptjax.data.checksums import find_first_tokens
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
@@ -41,6 +42,7 @@ from gptjax.runs.initial_weights import (
 )
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import METRICS, has_trained, reopen_run
+from gptjax.sharding.compilation import DETERMINISTIC_OPTIONS
 from gptjax.sharding.devices import (
     GPU_PLATFORMS,
     describe_unused_gpu,
@@ -57,10 +59,6 @@ from gptjax.training import state as training_state
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
-
-DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
-"""Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no
-choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to jaxlib 0.10 to 0.12."""
 
 
 def prepare_config(
@@ -160,6 +158,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         row_kind=get_row_kind(config.objective),
         epoch_seeds=config.epoch_seeds or "mixed",
         row_offsets=config.row_offsets,
+        first_tokens=find_first_tokens(tokenizer) if tokenizer else (),
     )
 
 

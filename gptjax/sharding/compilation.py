@@ -1,4 +1,4 @@
-"""Programs that are compiled for few calls.
+"""Options of the compiler: for the same bits in every run, and for programs of few calls.
 
 A training step runs for hours, so XLA may take its time. An evaluation has a program for each length of its batches,
 and each runs a few times: there compilation is a large part of the whole.
@@ -14,6 +14,9 @@ from gptjax.sharding.devices import target_device
 
 R = TypeVar("R")
 
+DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
+"""Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no
+choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to jaxlib 0.10 to 0.12."""
 FEW_CALLS_OPTIONS: dict[str, bool | str | int] = {"xla_backend_optimization_level": 1}
 """On a CPU: half of the time to compile a forward pass, and the same time to run it.
 

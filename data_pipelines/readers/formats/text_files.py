@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.zstandard import error_classes, open_zstandard
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote_error
 from gptjax.core.unicode import replace_surrogates
 
 COMPRESSED = ("", ".gz", ".zst")
@@ -168,4 +168,4 @@ def explain_errors(path: Path) -> Iterator[None]:
             advice = f"Unpack it first: zstd -d --long=31 {path.name}"
             raise UserError(f"{path}: was compressed with a larger window than is read here. {advice}") from None
         reason = getattr(error, "strerror", None) or error  # without the number and the path
-        raise UserError(f"{path}: cannot be read: {reason}.") from None
+        raise UserError(f"{path}: cannot be read: {quote_error(reason)}.") from None
