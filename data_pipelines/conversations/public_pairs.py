@@ -42,7 +42,9 @@ def find_public_pair(record: dict[str, Any], *, where: str) -> tuple[Any, Any, A
         return question, chosen, rejected
     if {*CHOSEN, "prompt"} <= record.keys():
         sides = [_join_answers(record["prompt"], record[key]) for key in CHOSEN[:2]]
-        return None, *_order(*sides, _to_number(record["winner_model_a"]) - _to_number(record["winner_model_b"]))
+        difference = _to_number(record["winner_model_a"]) - _to_number(record["winner_model_b"])
+        chosen, rejected = _order(sides[0], sides[1], difference)
+        return None, chosen, rejected
     if {"info", "summaries", "choice"} <= record.keys():
         return _find_summaries(record)
     return _find_ranked(record, where=where)
