@@ -56,9 +56,17 @@ def test_cache_is_off_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_directory_that_is_set_stays(tmp_path: Path) -> None:
-    jax.config.update("jax_compilation_cache_dir", "/mine")
-    assert enabled_directory() == "/mine"
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    assert enabled_directory() == str(tmp_path / "mine")
+    assert jax.config.values["jax_enable_compilation_cache"]
     assert not (tmp_path / "cache").exists()
+
+
+def test_directory_that_is_set_and_cannot_be_made_is_one_note(capsys: pytest.CaptureFixture[str]) -> None:
+    jax.config.update("jax_compilation_cache_dir", "/proc/none")
+    enable_compile_cache()
+    assert capsys.readouterr().err == "note: compiled programs are not kept: /proc/none: No such file or directory.\n"
+    assert not jax.config.values["jax_enable_compilation_cache"]
 
 
 def test_directory_that_cannot_be_written_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

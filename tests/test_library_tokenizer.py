@@ -216,6 +216,17 @@ def test_prepared_shards_count_the_bytes_of_the_text_and_name_what_is_lost(
         assert verify_prepared(output).fingerprint == load_tokenizer(directories[form]).fingerprint
 
 
+def test_a_document_of_which_no_token_is_left_is_skipped_as_empty(
+    directories: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": text}) + "\n" for text in ("the cat", "\ufffd", "the mat")]
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    source, tokenizer = str(tmp_path / "texts.jsonl"), str(directories["bert"])
+    manifest = prepare(Prepare(source=source, output=tmp_path / "out", tokenizer=tokenizer, split="none"))
+    assert manifest.splits["train"].documents == 2
+    assert "1 empty" in capsys.readouterr().out
+
+
 def test_marks_begin_where_the_answer_does(loaded: dict[str, LibraryTokenizer]) -> None:
     for form, first in (("llama", "▁the"), ("qwen", "the")):
         tok = loaded[form]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core.provenance import collect_environment, read_git_state
+from gptjax.core.provenance import collect_environment, describe_environment_change, read_git_state
 
 
 def test_environment_is_json_with_versions():
@@ -16,6 +16,18 @@ def test_environment_is_json_with_versions():
     json.dumps(environment)
     assert environment["packages"]["jax"]
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_variables_that_change_numbers_are_kept_and_their_change_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
+    (file := tmp_path / "environment.json").write_text(json.dumps(collect_environment()))
+    assert describe_environment_change(file, []) is None
+    monkeypatch.delenv("JAX_DEFAULT_PRNG_IMPL")
+    monkeypatch.setenv("JAX_THREEFRY_PARTITIONABLE", "0")
+    changes = "JAX_DEFAULT_PRNG_IMPL rbg → unset, JAX_THREEFRY_PARTITIONABLE unset → 0"
+    assert describe_environment_change(file, []) == changes
 
 
 def test_git_state_is_of_tracked_files_only(tmp_path: Path):

@@ -17,6 +17,7 @@ from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtoc
 from gptjax.evaluators.exact_match import ExactMatch
 from gptjax.objectives.distillation import Distillation
 from gptjax.objectives.preference import DPO
+from gptjax.runs import same_command
 from gptjax.runs.resume import Fingerprints
 from gptjax.runs.same_command import check_same_command
 
@@ -78,6 +79,15 @@ def test_process_that_differs_is_named_with_what_differs(name: str, tmp_path: Pa
         pairs = [(config, FOUND), (config, FOUND), (replace(config, **{name: getattr(config, name) * 2 + 2}), FOUND)]
     with pytest.raises(UserError, match=f"^process 2 differs from process 0 in: {name}. Give the same command on all"):
         check_together(pairs, monkeypatch)
+
+
+def test_processes_of_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    versions = iter([{"jax": "0.10.2"}, {"jax": "0.10.1"}])
+    config = tiny_config(tmp_path / "shards")
+    same = {"gptjax": "0", "jaxlib": "1"}
+    monkeypatch.setattr(same_command, "collect_versions", lambda: same | next(versions))
+    with pytest.raises(UserError, match=r"^process 1 differs from process 0 in: versions of gptjax and jax\. Give"):
+        check_together([(config, FOUND), (config, FOUND)], monkeypatch)
 
 
 def test_content_of_places_is_compared_on_whatever_path_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

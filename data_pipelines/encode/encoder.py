@@ -7,6 +7,8 @@ writes, so it can feed many cores.
 """
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +38,7 @@ UNIT_COST = 2**8
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
+_MARK = re.compile(rb"<[^<>]{1,80}>")
 LOST = "times {} stands for text that the vocabulary cannot express"
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
 
@@ -154,40 +157,48 @@ class Encoder:
     def __call__(self, batch: UnitBatch) -> EncodedBatch:
         context, number, end = self.context.fresh_copy(), 0, self.tokenizer.end_of_text
         before = np.array([] if end is None else [end], token_dtype(self.tokenizer.vocab_size))
-        tokens, parts = [before[:0]], []
+        tokens, parts, texts, found = [before[:0]], [], list[str](), list[tuple[int, float, int, bool]]()
         for piece in _iter_documents(batch, context):
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
                 marks = {"has_text_files": self.has_text_files, "found": self.tokenizer.text_tokens}
                 count_marks(piece.content, self.tokenizer.specials, context.notes, **marks)
-                ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
-                if (unknown := self.tokenizer.unknown) is not None and (lost := int((ids == unknown).sum())):
-                    context.notes[LOST.format(self.tokenizer.decode([unknown]))] += lost
-                length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
-                for begin in range(0, len(ids), length):
-                    new = [before, ids[begin : begin + length]] if piece.begins else [ids]
-                    tokens += new
-                    parts.append((number, piece.point, sum(map(len, new)), size if begin == 0 else 0, piece.begins))
+                texts.append(str(piece.content, "utf-8"))
+                found.append((number, piece.point, len(piece.content), piece.begins))
             number += piece.ends
+        for (place, point, size, begins), ids in zip(found, self.tokenizer.encode_all(texts), strict=True):
+            self._note_lost(ids, context.notes)
+            length = max(1, len(ids)) if self.max_tokens is None else self.max_tokens - len(before)
+            for begin in range(0, len(ids), length):
+                part = ids[begin : begin + length].astype(before.dtype)
+                new = [before, part] if begins else [part]
+                tokens += new
+                parts.append((place, point, sum(map(len, new)), size if begin == 0 else 0, begins))
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
+
+    def _note_lost(self, ids: np.ndarray, notes: Notes) -> None:
+        """Count what of a document the vocabulary cannot express."""
+        if len(ids) == 0:  # a normalizer has dropped all
+            notes[EMPTY] += 1
+        if (unknown := self.tokenizer.unknown) is not None and (lost := int((ids == unknown).sum())):
+            notes[LOST.format(self.tokenizer.decode([unknown]))] += lost
 
 
 def count_marks(
-    content: Document, specials: Iterable[str], notes: Notes, *, has_text_files: bool, found: Collection[str] = ()
+    content: Document, specials: Collection[str], notes: Notes, *, has_text_files: bool, found: Collection[str] = ()
 ) -> None:
     """Note how often the text of a special token stands in a document; text files can be cut there, records cannot.
 
-    `found` are added tokens that such a text becomes.
+    `found` are added tokens that such a text becomes. Names are of the form <NAME>; a tokenizer may have thousands.
     """
     if b"<" not in (text := bytes(content)):  # most text, at once
         return
-    for mark in {*LEARNED_MARKS, *(name for name in (*specials, *found) if name.startswith("<"))}:
-        if not (times := text.count(mark.encode())):
-            continue
+    for name, times in Counter(_MARK.findall(text)).items():
+        mark = name.decode(errors="replace")
         if mark in found:
             notes[f"times {mark} stands in text and becomes this token, which is not special"] += times
-        else:
+        elif mark in LEARNED_MARKS or mark in specials:
             can_cut = has_text_files and mark in ENDS
             advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if can_cut else ""
             notes[f"times {mark} stands in text and is learnt as text{advice}"] += times

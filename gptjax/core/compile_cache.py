@@ -35,7 +35,7 @@ def enable_compile_cache() -> None:
     """Let JAX keep compiled programs. Call it before the first compilation, after `initialize_distributed`.
 
     GPTJAX_COMPILE_CACHE=0 and JAX_ENABLE_COMPILATION_CACHE=false turn it off. A JAX_COMPILATION_CACHE_DIR that is set
-    is used as JAX uses it. A directory that cannot be written is a note.
+    is used as JAX uses it. A directory that cannot be written, or made, is a note.
 
     Raises a UserError for XLA_FLAGS at which compiling would end the process.
     """
@@ -44,7 +44,9 @@ def enable_compile_cache() -> None:
 
     if os.environ.get("GPTJAX_COMPILE_CACHE") == "0" or not jax.config.values["jax_enable_compilation_cache"]:
         return
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
+    if (given := jax.config.values["jax_compilation_cache_dir"]) is not None:
+        if "://" not in given and not Path(given).is_dir():
+            _make_given_directory(given)
         return
     try:
         root = cache_directory() / "compiled"
@@ -59,6 +61,17 @@ def enable_compile_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+
+
+def _make_given_directory(path: str) -> None:
+    """JAX makes it, too. Where it cannot, it would warn of each program, so the cache is turned off."""
+    import jax
+
+    try:
+        Path(path).mkdir(parents=True)
+    except OSError as error:
+        print_once(f"note: compiled programs are not kept: {path}: {error.strerror}.", to_stderr=True)
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def name_machine() -> str:

@@ -11,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("gptjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_VARIABLES = (
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_DEFAULT_PRNG_IMPL",
+    "JAX_RANDOM_SEED_OFFSET",
+    "JAX_THREEFRY_PARTITIONABLE",
+    "NVIDIA_TF32_OVERRIDE",
+    "XLA_FLAGS",
+)
+"""Environment variables with which a run computes other numbers."""
 
 
 def collect_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
@@ -21,6 +30,7 @@ def collect_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
         "packages": collect_versions(),
         "platform": platform.platform(),
         "cores": count_cores(),
+        "variables": collect_variables(),
         "devices": list(devices),
     }
 
@@ -30,13 +40,18 @@ def collect_versions() -> dict[str, str | None]:
     return {name: find_version(name) for name in _PACKAGES}
 
 
+def collect_variables() -> dict[str, str]:
+    """The environment variables that are set and on which numbers depend."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
 def count_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_environment_change(path: Path, devices: Sequence[str]) -> str | None:
-    """How versions, cores and devices differ from those in an environment.json, in words; None if they do not."""
+    """How versions, cores, variables and devices differ from an environment.json, in words; None if they do not."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
         packages = dict(old["packages"])
@@ -47,6 +62,10 @@ def describe_environment_change(path: Path, devices: Sequence[str]) -> str | Non
     for name, now in (("cores", count_cores()), ("devices", list(devices))):
         if old.get(name) not in (None, now):
             changes.append(f"{name} {_shorten(old[name])} → {_shorten(now)}")
+    if isinstance(before := old.get("variables"), dict):
+        now = collect_variables()
+        pairs = {name: (before.get(name, "unset"), now.get(name, "unset")) for name in _VARIABLES}
+        changes += [f"{name} {was} → {found}" for name, (was, found) in pairs.items() if was != found]
     return ", ".join(changes) or None
 
 

@@ -126,7 +126,7 @@ def encode_text(
     can_cut = path.is_dir() or _import_reader("files").is_text_file(path.name)
     added = {END_OF_TEXT, *tokenizer.specials, *tokenizer.text_tokens}
     for mark in sorted(name for name in added if name.startswith("<")):
-        if times := sum(document.count(mark) for document in documents):
+        if times := sum(document.count(mark) for document in documents if "<" in document):
             advice = f"; --separator='{mark}' cuts text files" if can_cut and mark == END_OF_TEXT else ""
             how = "this token, which is not special" if mark in tokenizer.text_tokens else f"text{advice}"
             note = f"times {mark} stands in text and is scored as {how}"

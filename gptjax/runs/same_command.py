@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
+from gptjax.core.provenance import collect_variables, collect_versions
 from gptjax.core.serialization import to_json
 from gptjax.runs.read_places import identify_places, is_place
 from gptjax.runs.resume import Fingerprints
@@ -60,6 +61,10 @@ def list_compared(config: TrainConfig, fingerprints: Fingerprints) -> dict[str, 
     names = [field.name for field in fields(config) if field.name not in _OF_EACH_PROCESS]
     found = {name: _without_places(content.get(name)) for name in names}
     weights = {"weights of the data": config.data.history_until(config.steps)}
+    variables = {name: value for name, value in collect_variables().items() if name.startswith("JAX_")}
+    versions = collect_versions()
+    versions = {name: versions[name] for name in ("gptjax", "jax", "jaxlib")}
+    found |= {"environment variables JAX_…": variables, "versions of gptjax and jax": versions}
     return found | weights | _name_contents(fingerprints)
 
 

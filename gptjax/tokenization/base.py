@@ -10,7 +10,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, SupportsIndex
 
@@ -112,6 +112,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """Ids of `text`, all of it taken as ordinary text."""
+
+    def encode_all(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text."""
+        return [self.encode(text) for text in texts]
 
     @abstractmethod
     def encode_with_sizes(self, text: str) -> tuple[Ids, Ids]:

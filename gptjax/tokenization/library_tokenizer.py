@@ -99,9 +99,17 @@ class LibraryTokenizer(Tokenizer):
         return i if isinstance(i := model.get("unk_id"), int) else None
 
     def encode(self, text: str) -> Ids:
-        text = _without_borders(replace_surrogates(text))
-        ids = np.array(self._run(text).ids, np.int32)
-        return self._encode(text).ids if self._is_special[ids].any() else ids
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[Ids]:
+        texts = [_without_borders(replace_surrogates(text)) for text in texts]
+        with self._lock:
+            self._library.encode_special_tokens = True
+            found = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = [np.array(each.ids, np.int32) for each in found]
+        is_wrong = [self._is_special[ids].any() for ids in encoded]
+        trios = zip(texts, encoded, is_wrong, strict=True)
+        return [self._encode(text).ids if wrong else ids for text, ids, wrong in trios]
 
     def encode_with_sizes(self, text: str) -> tuple[Ids, Ids]:
         text = replace_surrogates(text)

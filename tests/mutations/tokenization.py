@@ -25,7 +25,7 @@ TOKENIZATION = (
         # Text can contain special tokens.
         ("encode_special_tokens = not trusted", "encode_special_tokens = False"),
         # A piece of the model stands for a special token.
-        ("return self._encode(text).ids if self._is_special[ids].any() else ids", "return ids"),
+        ("self._encode(text).ids if wrong else ids", "ids"),
         # A text behind a special token is read as if it were the first.
         ('begin = "" if after is None else', 'begin = "" if True else'),
         # Characters are given out that later bytes change.
