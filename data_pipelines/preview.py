@@ -171,8 +171,12 @@ def paint_tokens(tokens: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer, 
     def find_kind(one: tuple[int, bool]) -> Kind:
         return kinds[bool(one[1]), one[0] in specials]
 
-    groups = itertools.groupby(marked, key=find_kind)
-    return "".join(painter.paint(tokenizer.decode([token for token, _ in group]), kind) for kind, group in groups)
+    shown, before = list[str](), list[int]()
+    for kind, group in itertools.groupby(marked, key=find_kind):
+        ids = [token for token, _ in group]
+        shown.append(painter.paint(tokenizer.decode_after(before, ids), kind))
+        before += ids
+    return "".join(shown)
 
 
 def _require_tokenizer(shards: TokenShards) -> Tokenizer:

@@ -186,6 +186,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 TOKENIZER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "a list": write("tokenizer.json", "[]"),
     "no model": write("tokenizer.json", '{"version": "1.0"}'),
+    "an id beyond a gap of two thousand millions": write(
+        "tokenizer.json", Bytes().to_json().replace(": 209", f": {2**31}", 1)
+    ),
     "a model of another type": write(
         "tokenizer.json", json.dumps(json.loads(Bytes().to_json()) | {"model": {"type": FORGED}})
     ),

@@ -13,6 +13,7 @@ import tokenizers
 from library_tokenizers import FORMS, write_form
 
 from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.preview import Painter, paint_tokens
 from data_pipelines.verify import verify_prepared
 from gptjax.core.errors import UserError
 from gptjax.evaluation.protocols import find_protocol, place_windows
@@ -106,6 +107,14 @@ def test_a_text_goes_on_with_its_blank_and_an_answer_begins_without(loaded: dict
     assert tok.decode(word) == "the"
     assert tok.decode_after(tok.encode("on").tolist(), word) == " the"
     assert tok.decode_after([*tok.encode("on").tolist(), tok.specials["<s>"]], word) == "the"
+
+
+def test_a_preview_shows_the_blank_of_an_answer(loaded: dict[str, LibraryTokenizer]) -> None:
+    tok = loaded["llama"]
+    tokens, marks = encode_together(tok, "on", " the")
+    begin, end = tok.specials["<s>"], tok.specials["</s>"]
+    shown = paint_tokens(np.array([begin, *tokens, end]), np.array([0, *marks, 1]), tok, Painter(has_colors=False))
+    assert shown == "<s>on⟦ the⟧⟦</s>⟧"
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,22 +1,27 @@
 """Texts and tasks as evaluators of a run."""
 
+import contextlib
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from scored import draw_documents, draw_pairs, write_documents
-from tiny import SINGLE, read_lines, text_of, tiny_config, write_shards, write_text_shards
+from tiny import MODEL, SINGLE, read_lines, text_of, tiny_config, write_shards, write_text_shards
 
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import KIND, PreferenceShards
 from gptjax.evaluate import evaluate
 from gptjax.evaluation import training_evaluators
+from gptjax.evaluation.figures import Figure
+from gptjax.evaluation.harness import TaskRequest
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.protocols import EvalProtocol
+from gptjax.evaluation.task_results import TaskResults
 from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtocol, name_metric
 from gptjax.evaluators.evaluator import EvalContext
 from gptjax.evaluators.validation import ValidationLoss
@@ -96,6 +101,21 @@ def test_failing_evaluation_is_logged_and_training_goes_on(
     assert failed == [(5, "RuntimeError: out of memory"), (10, "RuntimeError: out of memory")]
     assert [step for step, _ in read_lines(config.directory, "val_loss")] == [0, 5, 10]
     assert "the evaluation broken failed, and training goes on: RuntimeError: out of memory" in capsys.readouterr().err
+
+
+def test_task_that_fails_is_logged_beside_the_figures_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    found = TaskResults(figures={"good acc": Figure(0.5, math.nan, math.nan)}, failed={"bad": "ValueError: no"})
+    prepared = SimpleNamespace(run=lambda _: found)
+    for name in ("harness", "harness_model"):
+        tools = {"prepare_tasks": lambda _: contextlib.nullcontext(prepared), "HarnessModel": lambda *_, **__: None}
+        monkeypatch.setattr(training_evaluators, name, SimpleNamespace(TaskRequest=TaskRequest, **tools))
+    own = BPE({bytes([b]): b for b in range(256)}, {END_OF_TEXT: 256}, merges=[], pattern=GPT2_PATTERN)
+    context = EvalContext(TokenShards(), own, MODEL, SFT(), SINGLE)
+    evaluate_tasks: Any = HarnessTasks(tasks=("good", "bad")).open(context)
+    assert evaluate_tasks(None) == {"eval_good_acc": 0.5, "eval_bad_error": "ValueError: no"}
+    assert "the evaluation bad failed, and training goes on: ValueError: no" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -32,15 +32,19 @@ def find_public_pair(record: dict[str, Any], *, where: str) -> tuple[Any, Any, A
         if {first, second, label} <= record.keys():
             better = _order(record[first], record[second], -_to_number(record[label]))
             prompt = record.get("context") if isinstance(record.get("context"), list) else None
-            return prompt, *(map(_answer, better) if prompt else better)
+            chosen, rejected = map(_answer, better) if prompt else better
+            return prompt, chosen, rejected
     if {*SCORED} <= record.keys():
         question = record.get("question")
         question = question.get("full_text") if isinstance(question, dict) else question
         difference = _to_number(record["score_0"]) - _to_number(record["score_1"])
-        return question, *_order(record["answer_0"], record["answer_1"], difference)
+        chosen, rejected = _order(record["answer_0"], record["answer_1"], difference)
+        return question, chosen, rejected
     if {*CHOSEN, "prompt"} <= record.keys():
         sides = [_join_answers(record["prompt"], record[key]) for key in CHOSEN[:2]]
-        return None, *_order(*sides, _to_number(record["winner_model_a"]) - _to_number(record["winner_model_b"]))
+        difference = _to_number(record["winner_model_a"]) - _to_number(record["winner_model_b"])
+        chosen, rejected = _order(sides[0], sides[1], difference)
+        return None, chosen, rejected
     if {"info", "summaries", "choice"} <= record.keys():
         return _find_summaries(record)
     return _find_ranked(record, where=where)

@@ -179,8 +179,8 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
     meant, value = _choose_meant(meant, word, value, flags)
     reason = find_explanation([name.lower(), word], flags)
-    is_text = value is not None and value.lower() not in TRUE | FALSE
-    if reason and is_text and meant and _explain_value(meant[0], [value], flags[meant[0]]) is not None:
+    is_text = value and value.lower() not in TRUE | FALSE
+    if reason and value and is_text and meant and _explain_value(meant[0], [value], flags[meant[0]]) is not None:
         meant = []  # the word means a flag of another program
     if meant == ["data.path"] and value and _is_text_file(value):
         how = f"python -m data_pipelines.prepare --source={_spell(value)} makes them of this file"
@@ -215,7 +215,8 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
     if value and "data.path" in meant and "data.source" in flags:
         is_name = word in ("dataset", "dataset-name") and "/" not in value and not expand_path(value).exists()
         return ["data.source" if is_name or _is_text_file(value) else "data.path"], value
-    if "source" in meant and "dataset" in word and re.fullmatch(REPOSITORY, value or "") and not os.path.exists(value):
+    is_remote = value and re.fullmatch(REPOSITORY, value) and not expand_path(value).exists()
+    if "source" in meant and "dataset" in word and is_remote:
         return ["source"], f"hf:{value}"
     if "split" in meant and _is_number(value):
         return ["split"], value

@@ -124,6 +124,11 @@ class Sampler:
             measure_speed=not options.interactive,
         )
 
+    def _show_each(self, prompt: Prompt, completion: Completion) -> list[str]:
+        """The text of each new token by itself, with the blank that it has behind others."""
+        ids = [*prompt.ids.tolist(), *completion.ids]
+        return [self.tokenizer.decode_after(ids[:i], [ids[i]]) for i in range(len(prompt.ids), len(ids))]
+
     def report(self, prompts: list[Prompt], completions: list[Completion]) -> dict[str, Any]:
         """The content of --json. `logprob` is the model's own, in nats, before temperature and filters."""
         options = self.options
@@ -134,8 +139,10 @@ class Sampler:
                 "text": completion.text,
                 "finish_reason": completion.finish_reason,
                 "tokens": [
-                    {"id": token, "text": self.tokenizer.decode([token]), "logprob": nats}
-                    for token, nats in zip(completion.ids, completion.log_probabilities, strict=True)
+                    {"id": token, "text": text, "logprob": nats}
+                    for token, text, nats in zip(
+                        completion.ids, self._show_each(prompt, completion), completion.log_probabilities, strict=True
+                    )
                 ],
             }
             for prompt, completion in zip(prompts, completions, strict=True)

@@ -130,6 +130,7 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
     Raises `UserError` for one that cannot be read, or that encodes at random.
     """
     text, library = _load_library(path)
+    _check_ids(library.get_vocab(with_added_tokens=True), path)  # the library would write each id of a gap
     content, table = json.loads(text), None
     added = content.get("added_tokens", [])
     if dropout := content["model"].get("dropout"):
@@ -137,8 +138,6 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
         raise UserError(f"{path}: {found}, so that ids are drawn at random. {ADVICE}")
     if not content.get("normalizer") and all(token.get("special") for token in added):
         table = _find_table(json.loads(library.to_str()), path)  # which has what older files leave out
-    if table is None:
-        _check_ids(library.get_vocab(with_added_tokens=True), path)
     if added := [token["content"] for token in added if _adds(content.get("post_processor"), token)]:
         names = " and ".join(map(quote, added))
         print_once(f"note: {path} adds {names} to each text, and here a text is read without it", to_stderr=True)
