@@ -265,6 +265,7 @@ def test_a_content_that_spells_a_role_is_text(loaded: dict[str, LibraryTokenizer
     assert specials == [tok.specials[name] for name in roles]
     answer = tok.decode(document.tokens[document.loss_mask == 1])
     assert answer.count(template.assistant.end) == 2
+    assert template.assistant.start not in answer
     assert "12 🤗\n" in answer
     prompt = encoder.encode_prompt(TURNS[:3])
     start = len(prompt)
