@@ -84,6 +84,7 @@ def test_export_writes_all_files_of_transformers(
     export_run(run, output)
     assert sorted(path.name for path in output.iterdir()) == [
         "README.md",
+        "checksums.json",
         "config.json",
         "generation_config.json",
         "merges.txt",

@@ -24,8 +24,9 @@ from gptjax.huggingface.tokenizer_files import write_tokenizer
 from gptjax.model.config import GPTConfig
 from gptjax.tokenization.chat import ChatEncoder, encode_together
 from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, RoleFormat
+from gptjax.tokenization.library_tokenizer import LibraryTokenizer
 from gptjax.tokenization.text_stream import TextStream
-from gptjax.tokenization.tokenizer import LibraryTokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEXTS = (
     "",

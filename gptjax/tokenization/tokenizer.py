@@ -13,7 +13,6 @@ from gptjax.core.files import expand_path
 from gptjax.tokenization.base import SAVED_FILES, Tokenizer
 from gptjax.tokenization.chat_template import read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
-from gptjax.tokenization.library_tokenizer import LibraryTokenizer
 from gptjax.tokenization.special_names import END_OF_TEXT, find_begin_of_text, find_end_of_text
 from gptjax.tokenization.table_tokenizers import BPE, Bytes, Chars, TableTokenizer
 from gptjax.tokenization.tokenizer_json import (
@@ -35,7 +34,6 @@ __all__ = [
     "SAVED_FILES",
     "Bytes",
     "Chars",
-    "LibraryTokenizer",
     "Tokenizer",
     "load_tokenizer",
 ]
@@ -71,6 +69,8 @@ def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenize
     """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents."""
     found: Tokenizer
     if isinstance(file, LibraryFile):
+        from gptjax.tokenization.library_tokenizer import LibraryTokenizer  # imports the library, which few need
+
         names = [token.content for token in file.library.get_added_tokens_decoder().values()]
         found = LibraryTokenizer(*file, end_of_text=find_end_of_text(names, directory))
         end = found.end_of_text_name
