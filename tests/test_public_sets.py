@@ -208,6 +208,11 @@ PAIRS |= {
             [("assistant", "B")],
         ),
     ),
+    "chosen_first": (PAIRS["helpsteer2p"][0] | {"chosen": "C", "rejected": "R"}, ("P", "C", "R")),
+    "label_first": (
+        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "chosen": "C", "rejected": "R"},
+        ("P", "B", "A"),
+    ),
     "helpsteer2p_system": (PAIRS["helpsteer2p"][0] | {"system_prompt": "S"}, ("S\n\nP", "A", "B")),
     "helpsteer3_system": (
         PAIRS["helpsteer3"][0] | {"system": "S"},
@@ -240,6 +245,8 @@ FIRST = [
     ({"question": "Q", "answer": "A", "plain_text": "[Human]: h<eoh> [MOSS]: m<eoa>", "meta_instruction": "M"}, KNOWN),
     ({"instruction": "Q", "output": "A", "transcript": OTHER}, KNOWN),
     ({"question": "Q", "answer": "A", "answers": ["B"]}, KNOWN),
+    ({"instruction": "q", "generation": "a", "text": "User: Q\nAssistant: A"}, KNOWN),
+    ({"data": '["Q", "A"]', "meta_instruction": "M"}, KNOWN),
     ({"inputs": "Q", "targets": "A", "inputs_pretokenized": "q", "targets_pretokenized": "a"}, KNOWN),
     ({"question": "Q", "answer": "A", "message_1": "q", "message_2": "a"}, KNOWN),
     *(

@@ -8,10 +8,7 @@ LISTS = (
 TEXTS = ("text", "plain_text", "transcript")
 """Fields that hold a text with marks of who speaks."""
 QUESTIONS = ("prompt", "instruction", "question", "user", "human", "query", "problem", "inputs")
-ANSWERS = (
-    *("completion", "response", "output", "solution", "answer", "assistant", "targets", "target"),
-    *("generation", "best_answer", "correct_answer"),
-)
+ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "targets", "target")
 """In the order of preference: of a mathematical problem, the solution has the steps to the answer."""
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""

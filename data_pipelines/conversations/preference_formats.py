@@ -16,7 +16,7 @@ from data_pipelines.conversations.chat_formats import (
 from data_pipelines.conversations.dialogue_text import split_speakers
 from data_pipelines.conversations.field_names import ADDED, QUESTIONS, SYSTEM
 from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
-from data_pipelines.conversations.public_pairs import find_public_pair, split_marks
+from data_pipelines.conversations.public_pairs import HELPSTEER2, find_public_pair, split_marks
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -108,23 +108,23 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
         given = record.get("input")
         messages = given.get("messages") if isinstance(given, dict) else given
         return messages, record["preferred_output"], record.get("non_preferred_output")
-    if (found := find_public_pair(record, where=where)) is not None:
+    sides = [next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values()]
+    if (found := find_public_pair(record, has_sides=None not in sides, where=where)) is not None:
         prompt, *sides = found
         prompt = _find_prompt(record, where=where) if prompt is None else prompt
         prompt = record.get("history") if prompt is None else prompt  # SHP's
-        if (turns := split_marks(prompt)) is not None:
+        if record.keys() >= HELPSTEER2 and (turns := split_marks(prompt)) is not None:
             prompt, sides = turns, [[{"role": "assistant", "content": side}] for side in sides]
     else:
         prompt = _find_prompt(record, where=where)
-        sides = [next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values()]
     return _add_system(record, prompt, sides, where=where), sides[0], sides[1]
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
     """The prompt with what belongs to it, such as Alpaca's `input`."""
-    key = next((key for key in (*QUESTIONS, "conversations", "input") if record.get(key) is not None), None)
+    key = next((key for key in (*QUESTIONS, "conversations") if record.get(key) is not None), None)
     if key is None:
-        return None
+        return add_context(record, "input", where=where) if isinstance(record.get("input"), str) else None
     return add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
 
 

@@ -17,6 +17,8 @@ class Comparison(NamedTuple):
     second: str
     labels: tuple[str, ...]
     prefer: Callable[..., float]
+    is_first: bool = False
+    """Whether it comes before fields that say which answer is chosen."""
 
 
 def _match(first: Any, second: Any) -> Callable[[Any], float]:
@@ -30,10 +32,10 @@ def _match(first: Any, second: Any) -> Callable[[Any], float]:
 
 
 COMPARISONS = (
-    Comparison("response_0", "response_1", ("better_response_id",), _match(0, 1)),  # PKU-SafeRLHF
-    Comparison("human_ref_a", "human_ref_b", ("labels",), _match(1, 0)),  # SHP
-    Comparison("conversation_a", "conversation_b", ("winner",), _match("model_a", "model_b")),  # LMSYS's arena
-    Comparison("output_1", "output_2", ("preference",), _match(1, 2)),  # AlpacaFarm
+    Comparison("response_0", "response_1", ("better_response_id",), _match(0, 1), True),  # PKU-SafeRLHF
+    Comparison("human_ref_a", "human_ref_b", ("labels",), _match(1, 0), True),  # SHP
+    Comparison("conversation_a", "conversation_b", ("winner",), _match("model_a", "model_b"), True),  # LMSYS's arena
+    Comparison("output_1", "output_2", ("preference",), _match(1, 2), True),  # AlpacaFarm
     Comparison("response_1", "response_2", ("preference_strength",), lambda label: -_to_number(label)),  # HelpSteer2
     Comparison("response1", "response2", ("overall_preference",), lambda label: -_to_number(label)),  # HelpSteer3
     Comparison("answer_0", "answer_1", ("score_0", "score_1"), lambda *scores: _subtract(*scores)),  # WebGPT
@@ -41,8 +43,9 @@ COMPARISONS = (
         "response_a", "response_b", ("winner_model_a", "winner_model_b"), lambda *scores: _subtract(*scores)
     ),
 )
+HELPSTEER2 = frozenset(("response_1", "response_2", "preference_strength"))
 FIELDS = (
-    *(name for first, second, labels, _ in COMPARISONS for name in (first, second, *labels)),
+    *(name for first, second, labels, *_ in COMPARISONS for name in (first, second, *labels)),
     *("history", "answers", "generations", "ratings", "info", "summaries", "choice"),
 )
 NEITHER = "pairs skipped: their label says that neither answer is better"
@@ -50,28 +53,31 @@ _TURN_MARK = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 ONE_SCORE = "pairs skipped: all completions have one score"
 
 
-def find_public_pair(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] | None:
+def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> tuple[Any, Any, Any] | None:
     """(prompt, chosen, rejected) of such a record; None for others. The prompt is None where it is to be found.
 
+    `has_sides`: whether the record has fields of a chosen and a rejected answer, too.
     Raises `UselessRecord` where no answer is better, and `InvalidRecord`, beginning with `where`.
     """
-    for first, second, labels, prefer in COMPARISONS:
-        if {first, second, *labels} <= record.keys():
+    for first, second, labels, prefer, is_first in COMPARISONS:
+        if {first, second, *labels} <= record.keys() and (is_first or not has_sides):
             better = _order(record[first], record[second], prefer(*(record[label] for label in labels)))
-            return _find_question(record, *better)
+            return _find_question(record, labels[0], *better)
+    if has_sides:
+        return None
     if {"info", "summaries", "choice"} <= record.keys():
         return _find_summaries(record)
     return _find_ranked(record, where=where)
 
 
-def _find_question(record: dict[str, Any], chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+def _find_question(record: dict[str, Any], label: str, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """(prompt, chosen, rejected) where the prompt has another form than that of a text under one of its names."""
     question, context = record.get("question"), record.get("context")
-    if isinstance(question, dict):  # WebGPT's
+    if label == "score_0" and isinstance(question, dict):
         return question.get("full_text"), chosen, rejected
-    if isinstance(context, list) and not record.keys().isdisjoint(("preference_strength", "overall_preference")):
+    if label in ("preference_strength", "overall_preference") and isinstance(context, list):
         return context, _answer(chosen), _answer(rejected)
-    if "winner_model_a" in record and "prompt" in record:
+    if label == "winner_model_a" and "prompt" in record:
         asked = _parse_texts(record["prompt"])
         chosen, rejected = (_join_answers(asked, _parse_texts(side)) for side in (chosen, rejected))
         return next(iter(asked), None), chosen, rejected

@@ -12,10 +12,14 @@ from gptjax.tokenization.messages import TOOLS, UselessRecord
 
 META = "meta_instruction"
 """MOSS's text of the system."""
+ONE_ANSWER = ("generation", "best_answer", "correct_answer")
+"""Fields of the answer where none has another name."""
 FIELDS = (
+    *ONE_ANSWER,
     *(META, "completions", "generations", "ratings", "answers"),
     *("definition", "inputs_pretokenized", "targets_pretokenized", "message_1", "message_2"),
 )
+_REWRITTEN = (*FIELDS, "answer", "plain_text")
 SEVERAL = "conversations have several answers, of which the best or the first was taken"
 NO_ANSWERS = "conversations skipped: their question has no answer"
 _CAMEL = ("message_1", "message_2")
@@ -68,21 +72,40 @@ def rewrite_chat(record: dict[str, Any], *, where: str) -> tuple[dict[str, Any],
 
     Raises `UselessRecord` where there is no answer or a call of tools, and `InvalidRecord`, beginning with `where`.
     """
-    record = _rename_fields(record)
     if (key := find_list(record)) is not None:
-        return (record, False) if isinstance(record[key], list) else (_add_meta(record), False)
+        return (record if _is_list(record[key]) else _add_meta(record)), False
+    if record.keys().isdisjoint(_REWRITTEN) or _has_dialogue(record, where=where):
+        return record, False
+    record = _rename_fields(record)
     for key in _find_choices(record):
         if (found := _choose_answer(record, key)) is not None:
             text, is_chosen = found
             turns = split_prompt(record.get("prompt"), where=where)
             asked = {} if turns is None else {"prompt": turns}
             return {name: record[name] for name in record if name != key} | asked | {"output": text}, is_chosen
-    return (_add_meta(record) if "plain_text" in record and not _is_complete(record) else record), False
+    if _is_complete(record):
+        return record, False
+    if (key := next((key for key in ONE_ANSWER if isinstance(record.get(key), str)), None)) is not None:
+        return {name: record[name] for name in record if name != key} | {"output": record[key]}, False
+    return (_add_meta(record) if "plain_text" in record else record), False
 
 
 def find_list(record: dict[str, Any]) -> str | None:
     """The field of a list of messages, or of what stands for one. A number, such as that of `turns`, counts them."""
     return next((key for key in LISTS if not isinstance(record.get(key), int | float | None)), None)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list, or a text of one."""
+    return isinstance(value, list) or (
+        isinstance(value, str) and value.lstrip().startswith("[") and _MOSS_TEXT.match(value) is None
+    )
+
+
+def _has_dialogue(record: dict[str, Any], *, where: str) -> bool:
+    """Whether the turns are those of the field `text`, because there are no fields of a question and an answer."""
+    text = record.get("text")
+    return isinstance(text, str) and not _is_complete(record) and split_text(text, where=where) is not None
 
 
 def _is_complete(record: dict[str, Any]) -> bool:
@@ -95,7 +118,9 @@ def _find_choices(record: dict[str, Any]) -> tuple[str, ...]:
     if "chosen" in record:
         return ()
     if (answer := next((key for key in ANSWERS if record.get(key) is not None), None)) is not None:
-        return ("answer",) if answer == "answer" and not isinstance(record[answer], str) else ()
+        question = next((record[key] for key in (*QUESTIONS, *ADDED) if record.get(key) is not None), None)
+        is_text = isinstance(question, list) or isinstance(record[answer], str)
+        return ("answer",) if answer == "answer" and not is_text else ()
     return ("answers", "completions", "generations")
 
 
