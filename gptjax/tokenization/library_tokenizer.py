@@ -89,8 +89,8 @@ class LibraryTokenizer(Tokenizer):
         if min(ids) < self.vocab_size:
             raise UserError(
                 f"the tokenizer has {len(self._vocab):,} tokens with ids up to {self.vocab_size - 1:,}, and the "
-                f"library gives a new added token the id {min(ids):,}, which is not behind them. Wanted: ids without gaps, or "
-                "an added token with the largest id."
+                f"library gives a new added token the id {min(ids):,}, which is not behind them. Wanted: ids "
+                "without gaps, or an added token with the largest id."
             )
         return ids
 
