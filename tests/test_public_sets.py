@@ -2,7 +2,13 @@
 
 import pytest
 
-from data_pipelines.conversations.chat_formats import OTHER_FIELD, OTHER_SYSTEM, REASONING, parse_conversation
+from data_pipelines.conversations.chat_formats import (
+    OTHER_CONTENT,
+    OTHER_FIELD,
+    OTHER_SYSTEM,
+    REASONING,
+    parse_conversation,
+)
 from data_pipelines.conversations.preference_formats import parse_pair
 from data_pipelines.conversations.public_sets import NO_ANSWERS, SEVERAL
 from gptjax.tokenization.chat_template import Message
@@ -319,6 +325,21 @@ def test_turns_beside_other_content_are_refused(record):
     if "question" in record and "dialogue" in record:
         parsed = parse_conversation(record, where="x:1", renamed={"dialogue": "context"})
         assert [message.content for message in parsed.messages] == [f"Q\n\n{OTHER}", "A"]
+
+
+@pytest.mark.parametrize(
+    ("field", "notes"),
+    [
+        *(({key: OTHER}, (OTHER_CONTENT,)) for key in ("transcript", "dialogue", "context", "text", "answer")),
+        *((field, ()) for field in ({"prompt": "Q"}, {"context": ""}, {"user": "u-7"})),
+    ],
+)
+def test_a_text_beside_messages_is_told(field, notes):
+    messages = [{"role": role, "content": text} for role, text in KNOWN]
+    assert parse_conversation({"messages": messages} | field, where="x:1").left_out == notes
+    prompt = {"prompt": messages[:1], "completion": messages[1:]}
+    if "context" in field:
+        assert parse_conversation(prompt | field, where="x:1").left_out == notes
 
 
 @pytest.mark.parametrize(("turn", "asked", "notes"), TURNS)

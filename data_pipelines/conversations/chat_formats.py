@@ -50,6 +50,9 @@ FORMS = (
 REASONING = "conversations have reasoning beside a content, which was left out"
 OTHER_FIELD = "conversations have a second field of a question or of an answer, which was left out"
 OTHER_SYSTEM = "conversations have a second text of the system, which was left out"
+OTHER_CONTENT = "conversations have a text beside their messages, which was left out"
+_BESIDE = ("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5], *ADDED, *TEXTS, "dialogue", "summary")
+"""Fields that are no part of a list of messages; `user` may be a name."""
 _CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
 """Fields beside which the turns of another field are not the whole record."""
 _TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "response"}
@@ -93,6 +96,7 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
     notes = {
         REASONING: any(map(has_reasoning, [record, *found])),
         OTHER_FIELD: any(map(_has_other_field, [record, *found])),
+        OTHER_CONTENT: _has_other_content(record, messages),
         OTHER_SYSTEM: _has_other_system(record, messages[0]),
     }
     return ParsedConversation(messages, frozenset(unscored), tuple(note for note, is_true in notes.items() if is_true))
@@ -104,6 +108,14 @@ def _has_other_field(record: Any) -> bool:
         return False
     count = lambda keys: sum(isinstance(record.get(key), str | list) and bool(record[key]) for key in keys)
     return count(QUESTIONS) > 1 or count(ANSWERS) > 1
+
+
+def _has_other_content(record: Any, messages: list[Message]) -> bool:
+    """Whether a record of messages has a text in a field that none of them holds."""
+    if not isinstance(record, dict) or not any(isinstance(record.get(key), list) for key in (*LISTS, "prompt")):
+        return False
+    texts = [text.strip() for key in _BESIDE if isinstance(text := record.get(key), str)]
+    return any(all(text not in message.content for message in messages) for text in texts)
 
 
 def _has_other_system(record: Any, first: Message) -> bool:
