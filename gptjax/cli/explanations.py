@@ -3,7 +3,7 @@
 import functools
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from gptjax.cli.flags import Flags
 
 
 class Row(NamedTuple):
-    """A sentence, the flags of the commands to which it is told, joined by `+`, and whether it is told in any case."""
+    """A sentence, and the commands to which it is told: those with these flags, as `a+b | c` for both a and b, or c."""
 
     say: str
     to: str
@@ -36,13 +36,13 @@ def find_explanation(words: Sequence[str], flags: Flags, *, instead: bool = Fals
     """
     known = {re.sub(r"\.\d+\.", ".N.", flag) for flag in flags}
     told = (row for word in words for row in read_explanations().get(word, ()))
-    fitting = (row.say for row in told if row.instead >= instead and _list_needed(row) <= known)
+    fitting = (row.say for row in told if row.instead >= instead and is_for(row, known))
     return next(fitting, None)
 
 
-def _list_needed(row: Row) -> set[str]:
-    """The flags that a command must have: those a sentence is for or, if it is for every command, those it names."""
+def is_for(row: Row, flags: Set[str]) -> bool:
+    """Whether a command with these flags has those of the row or, if it names none, those in its sentence."""
     if row.to:
-        return set(row.to.split("+"))
+        return any(flags.issuperset(part.split("+")) for part in row.to.split(" | "))
     own = re.sub(r"(gptjax|data_pipelines)\.\w+( --\S+)+", "", row.say)  # the flags of other commands
-    return set(re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own))
+    return flags.issuperset(re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own))
