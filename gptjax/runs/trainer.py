@@ -104,10 +104,7 @@ def _train(
     watchdog: Watchdog,
     held: contextlib.ExitStack,
 ) -> tuple[TrainConfig, Stop | None]:
-    """Train, and return the config with everything resolved and why the run ended early, if it did.
-
-    `held` takes the right to write to the run directory, which lasts longer than this call.
-    """
+    """Train; returns the resolved config and why the run ended early, if it did. `held` takes the run's lock."""
     started_at = time.monotonic()
     config, tokenizer = startup.prepare_config(config, modules, explicit_fields=explicit_fields)
     read_spec = startup.make_read_spec(config, tokenizer)
