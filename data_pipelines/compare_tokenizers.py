@@ -24,7 +24,7 @@ from data_pipelines.runtime.options import require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Measurement(NamedTuple):
 
 def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
     """Measure all tokenizers on all sources, the baseline first; sources in the order given."""
-    tokenizers = {spec: load_tokenizer(spec) for spec in dict.fromkeys([request.baseline, *request.tokenizer])}
+    specs = dict.fromkeys([request.baseline, *request.tokenizer])
+    tokenizers = {spec: note_left_out(load_tokenizer(spec), spec) for spec in specs}
     return [row for spec in request.source for row in _measure(spec, request, tokenizers=tokenizers)]
 
 

@@ -14,7 +14,7 @@ from data_pipelines.encode.bpe_trainer import parse_special_tokens
 from data_pipelines.runtime.options import run_command
 from data_pipelines.train_tokenizer import print_special_tokens
 from gptjax.core.files import expand_path
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class ExtendTokenizer:
 
 def extend_tokenizer(request: ExtendTokenizer) -> Tokenizer:
     """Read, add and write; prints the ids of the special tokens."""
-    tokenizer = load_tokenizer(request.tokenizer).with_special_tokens(parse_special_tokens(request.special_tokens))
+    given = note_left_out(load_tokenizer(request.tokenizer), request.tokenizer)
+    tokenizer = given.with_special_tokens(parse_special_tokens(request.special_tokens))
     path = tokenizer.save(expand_path(request.output))
     print(f"{path}: {tokenizer.vocab_size:,} tokens")
     print_special_tokens(tokenizer)

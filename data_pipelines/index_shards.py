@@ -34,7 +34,7 @@ from gptjax.data.manifest import Counts, Manifest, read_manifest
 from gptjax.data.shards import Format, guess_width, has_header, load_shard_tokenizer, open_shard, token_dtype
 from gptjax.data.splits import list_split_files
 from gptjax.data.token_stream import TokenStream
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 FOREIGN_REQUEST = {"made by": "others"}
@@ -225,7 +225,8 @@ def choose_tokenizer(directory: Path, spec: str | None, *, end_of_text: str | No
     path, meta = directory / FILE_NAME, directory / META_FILE
     if spec is None and not path.is_file() and meta.is_file() and (characters := read_characters(meta)) is not None:
         return characters
-    tokenizer = load_shard_tokenizer(path if path.is_file() else spec or "gpt2", end_of_text=end_of_text)
+    name = path if path.is_file() else spec or "gpt2"
+    tokenizer = note_left_out(load_shard_tokenizer(name, end_of_text=end_of_text), name)
     if spec is not None and load_tokenizer(spec, end_of_text=end_of_text).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
     return tokenizer

@@ -45,7 +45,7 @@ from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.data.shards import load_shard_tokenizer
-from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer, note_left_out
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 
@@ -141,7 +141,7 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
     if is_learned:
         return ResolvedRequest(request, corpus, None)
-    tokenizer = load_shard_tokenizer(spec, end_of_text=request.end_of_text)
+    tokenizer = note_left_out(load_shard_tokenizer(spec, end_of_text=request.end_of_text), spec)
     return ResolvedRequest(request, corpus, tokenizer)
 
 

@@ -29,7 +29,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 RECORDS_VERSION = 7
@@ -72,7 +72,7 @@ class PrepareScored(ShardOptions):
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
-        tokenizer = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
+        tokenizer = note_left_out(load_tokenizer(self.tokenizer, end_of_text=self.end_of_text), self.tokenizer)
         directory = find_tokenizer_directory(self.tokenizer)
         return tokenizer if directory is None else with_jinja(tokenizer, read_jinja_template(directory))
 

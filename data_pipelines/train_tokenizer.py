@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
-from data_pipelines.encode.encoder import count_marks
+from data_pipelines.encode.encoder import LEARNED_MARKS, count_marks
 from data_pipelines.encode.splits import Corpus
 from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, parse_separator
 from data_pipelines.readers.sources import has_text_files, open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.files import expand_path
+from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
@@ -75,10 +76,10 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
 def _iter_training(
     corpus: Corpus, request: TrainTokenizer, *, specials: list[str], context: ReadContext
 ) -> Iterator[Document]:
-    has_text = has_text_files(corpus.source)
+    has_text, names = has_text_files(corpus.source), compile_names([*LEARNED_MARKS, *specials])
     for side, document in corpus.iter_to_learn(context, spec=request.source):
         if side == "train":
-            count_marks(document, specials, context.notes, has_text_files=has_text)
+            count_marks(str(document, "utf-8"), names, context.notes, has_text_files=has_text)
             yield document
 
 

@@ -101,9 +101,9 @@ def test_accuracy_is_that_of_the_least_mean_loss(bundle: Path, model: GPT) -> No
     assert figures["core t majority class"].value == 1.0, "every text goes on with the same word"
 
     end = [TOKENIZER.end_of_text]
-    for name, given, answers in (("q", QUESTIONS, "choices"), ("s", SCHEMAS, "context_options")):
+    for name, given, answers, blank in (("q", QUESTIONS, "choices", " "), ("s", SCHEMAS, "context_options", "")):
         alone = [
-            np.argmin([list_losses(np.array([*end, *TOKENIZER.encode(f" {a}")])).mean() for a in item[answers]])
+            np.argmin([list_losses(np.array([*end, *TOKENIZER.encode(f"{blank}{a}")])).mean() for a in item[answers]])
             for item in given
         ]
         wanted = np.mean([best == item["gold"] for best, item in zip(alone, given, strict=True)])

@@ -175,7 +175,8 @@ def test_new_special_tokens_follow_the_vocabulary(
     assert (again.fingerprint, again.end_of_text_name) == (more.fingerprint, tok.end_of_text_name)
     assert all(again.encode(text).tolist() == tok.encode(text).tolist() for text in TEXTS)
     assert tok.vocab_size not in again.encode("<|a|>")
-    with pytest.raises(UserError, match="is blank, or an ordinary token too"):
+    problem = "is an added token of .* that is not special" if form == "qwen" else "is blank, or an ordinary token too"
+    with pytest.raises(UserError, match=problem):
         tok.with_special_tokens([tok.decode([tok.vocab_size - 1]) if form == "qwen" else " "])
 
 
@@ -238,10 +239,10 @@ def test_a_document_of_which_no_token_is_left_is_skipped_as_empty(
 
 
 def test_marks_begin_where_the_answer_does(loaded: dict[str, LibraryTokenizer]) -> None:
-    for form, first in (("llama", "▁the"), ("qwen", "the")):
+    for form, answer in (("llama", "the"), ("qwen", " the")):  # Llama's decoder strips a blank from a beginning
         tok = loaded[form]
         tokens, marks = encode_together(tok, "e\u0301 on", " the")
-        assert tok.decode(tokens[marks == 1]).strip() == "the", first
+        assert tok.decode(tokens[marks == 1]) == answer
         tokens, marks = encode_together(tok, "", "the")
         assert marks.all()
 
@@ -326,5 +327,8 @@ def test_ids_with_gaps_are_refused(directories: dict[str, Path], tmp_path: Path)
     vocab = content["model"]["vocab"]
     vocab |= {name: i + 7 for name, i in vocab.items() if i > 50}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="wanted ids without gaps"):
+    with pytest.raises(
+        UserError,
+        match=r"new added token the id 70, .* Wanted: ids without gaps, or an added token with the largest id",
+    ):
         load_tokenizer(tmp_path)

@@ -6,6 +6,7 @@ encodes a batch also reads its blocks. The process that gathers the results only
 writes, so it can feed many cores.
 """
 
+import functools
 import itertools
 import re
 from collections import Counter
@@ -21,7 +22,6 @@ from data_pipelines.encode.worker_pool import map_on_cores
 from data_pipelines.readers.documents import (
     EMPTY,
     Chunk,
-    Document,
     DocumentBlock,
     Notes,
     ReadContext,
@@ -29,18 +29,17 @@ from data_pipelines.readers.documents import (
     iter_documents,
 )
 from gptjax.data.shards import token_dtype
+from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer import Tokenizer
 
 UNIT_COST = 2**8
 """Bytes that a unit counts beside its text, so that a batch does not hold a million empty documents."""
-
-
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
-_MARK = re.compile(rb"<[^<>]{1,80}>")
-LOST = "times {} stands for text that the vocabulary cannot express"
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
+LOST = "times {} stands for text that the vocabulary cannot express"
+DROPPED = "times a character is left out that the vocabulary cannot express: it has no unknown token"
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,10 @@ class Encoder:
     max_tokens: int | None = None
     has_text_files: bool = False
 
+    @functools.cached_property
+    def names(self) -> re.Pattern[str]:
+        return compile_names([*LEARNED_MARKS, *self.tokenizer.specials, *self.tokenizer.text_tokens])
+
     def __call__(self, batch: UnitBatch) -> EncodedBatch:
         context, number, end = self.context.fresh_copy(), 0, self.tokenizer.end_of_text
         before = np.array([] if end is None else [end], token_dtype(self.tokenizer.vocab_size))
@@ -163,12 +166,13 @@ class Encoder:
                 context.notes[EMPTY] += 1
             else:
                 marks = {"has_text_files": self.has_text_files, "found": self.tokenizer.text_tokens}
-                count_marks(piece.content, self.tokenizer.specials, context.notes, **marks)
                 texts.append(str(piece.content, "utf-8"))
+                count_marks(texts[-1], self.names, context.notes, **marks)
                 found.append((number, piece.point, len(piece.content), piece.begins))
             number += piece.ends
-        for (place, point, size, begins), ids in zip(found, self.tokenizer.encode_all(texts), strict=True):
-            self._note_lost(ids, context.notes)
+        trios = zip(found, texts, self.tokenizer.encode_all(texts), strict=True)
+        for (place, point, size, begins), text, ids in trios:
+            self._note_lost(text, ids, context.notes)
             length = max(1, len(ids)) if self.max_tokens is None else self.max_tokens - len(before)
             for begin in range(0, len(ids), length):
                 part = ids[begin : begin + length].astype(before.dtype)
@@ -177,28 +181,26 @@ class Encoder:
                 parts.append((place, point, sum(map(len, new)), size if begin == 0 else 0, begins))
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
-    def _note_lost(self, ids: np.ndarray, notes: Notes) -> None:
+    def _note_lost(self, text: str, ids: np.ndarray, notes: Notes) -> None:
         """Count what of a document the vocabulary cannot express."""
         if len(ids) == 0:  # a normalizer has dropped all
             notes[EMPTY] += 1
-        if (unknown := self.tokenizer.unknown) is not None and (lost := int((ids == unknown).sum())):
-            notes[LOST.format(self.tokenizer.decode([unknown]))] += lost
+        if lost := self.tokenizer.count_lost(text, ids):
+            unknown = self.tokenizer.unknown
+            notes[DROPPED if unknown is None else LOST.format(self.tokenizer.decode([unknown]))] += lost
 
 
 def count_marks(
-    content: Document, specials: Collection[str], notes: Notes, *, has_text_files: bool, found: Collection[str] = ()
+    text: str, names: re.Pattern[str], notes: Notes, *, has_text_files: bool, found: Collection[str] = ()
 ) -> None:
     """Note how often the text of a special token stands in a document; text files can be cut there, records cannot.
 
-    `found` are added tokens that such a text becomes. Names are of the form <NAME>; a tokenizer may have thousands.
+    `names` finds them, and `found` are added tokens that such a text becomes.
     """
-    if b"<" not in (text := bytes(content)):  # most text, at once
-        return
-    for name, times in Counter(_MARK.findall(text)).items():
-        mark = name.decode(errors="replace")
+    for mark, times in Counter(names.findall(text)).items():
         if mark in found:
             notes[f"times {mark} stands in text and becomes this token, which is not special"] += times
-        elif mark in LEARNED_MARKS or mark in specials:
+        else:
             can_cut = has_text_files and mark in ENDS
             advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if can_cut else ""
             notes[f"times {mark} stands in text and is learnt as text{advice}"] += times

@@ -8,7 +8,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.files import check_free, expand_path
 from gptjax.runs.checkpoint_source import is_saved_model, open_checkpoint
 from gptjax.runs.run_dir import CHECKPOINTS, write_imported_run
-from gptjax.tokenization.tokenizer import load_tokenizer
+from gptjax.tokenization.tokenizer import load_tokenizer, note_left_out
 
 ORIGIN_FILE = "hf_config.json"
 """File of an imported run with the model's own config.json and type, which a later export restores."""
@@ -114,7 +114,8 @@ def import_checkpoint(word: str, options: FromCheckpoint) -> None:
             found = modded.read_modded(path, num_heads=options.num_heads, context_length=options.context_length)
         case _:
             found = speedrun.read_speedrun(path, num_heads=options.num_heads, context_length=options.context_length)
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    spec = options.tokenizer
+    tokenizer = note_left_out(load_tokenizer(spec), spec) if spec else None
     if tokenizer is not None and tokenizer.vocab_size > found.config.resolved_vocab_size:
         raise UserError(
             f"--tokenizer={options.tokenizer} has {tokenizer.vocab_size} ids, but the model only "

@@ -146,17 +146,28 @@ def measure_unread(
 
     An answer is a choice, of a schema one of its contexts, and of a language modeling task the text to predict.
     """
-    items, blank = task.items[:limit], " " * task.delimiter.endswith(" ")
+    items = task.items[:limit]
     if tokenizer.begin_of_text is None or not items:
         return {}
     windows = []
     for item in items:
         answers = item["context_options"] if task.kind == "schema" else item.get("choices", [item.get("continuation")])
-        rows = [[tokenizer.begin_of_text, *tokenizer.encode(f"{blank}{answer}")] for answer in answers]
+        rows = [[tokenizer.begin_of_text, *_encode_in_context(tokenizer, task, item, str(a))] for a in answers]
         rows = [np.array(row[: model.config.context_length], np.int32) for row in rows]
         windows.append([EvalWindow(row, len(row) - 1) for row in rows])
     right = score_items(model, replace(task, items=items), windows, options=options)
     return {"answer without question": float(right.mean())}
+
+
+def _encode_in_context(tokenizer: Tokenizer, task: CoreTask, item: Item, answer: str) -> np.ndarray:
+    """The tokens that an answer has behind its question, whose last blank is a part of them."""
+    if task.kind == "schema":  # it begins the text
+        return tokenizer.encode(answer)
+    question = str(item["query"]) if task.kind == "multiple_choice" else item["context"].strip()
+    before = f"{question}{task.delimiter}"
+    start = len(before) - before.endswith(" ")
+    ids, number = tokenizer.encode_pair(before[:start], f"{before[start:]}{answer}")
+    return ids[number:]
 
 
 def score_task(

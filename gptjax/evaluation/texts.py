@@ -19,6 +19,7 @@ from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
 from gptjax.process.console import print_once
+from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 PARTS = 50
@@ -124,13 +125,11 @@ def encode_text(
         )
     documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
     can_cut = path.is_dir() or _import_reader("files").is_text_file(path.name)
-    added = {END_OF_TEXT, *tokenizer.specials, *tokenizer.text_tokens}
-    for mark in sorted(name for name in added if name.startswith("<")):
-        if times := sum(document.count(mark) for document in documents if "<" in document):
-            advice = f"; --separator='{mark}' cuts text files" if can_cut and mark == END_OF_TEXT else ""
-            how = "this token, which is not special" if mark in tokenizer.text_tokens else f"text{advice}"
-            note = f"times {mark} stands in text and is scored as {how}"
-            _tell([count_of(times, note)], told)
+    names = compile_names([END_OF_TEXT, *tokenizer.specials, *tokenizer.text_tokens])
+    for mark, times in sorted(Counter(mark for document in documents for mark in names.findall(document)).items()):
+        advice = f"; --separator='{mark}' cuts text files" if can_cut and mark == END_OF_TEXT else ""
+        how = "this token, which is not special" if mark in tokenizer.text_tokens else f"text{advice}"
+        _tell([count_of(times, f"times {mark} stands in text and is scored as {how}")], told)
     count = COUNT_WORDS[protocol.words]
     encoded, words = [tokenizer.encode_with_sizes(d) for d in documents], [count(d) for d in documents]
     tokens, sizes = [ids for ids, _ in encoded], None if tokenizer.keeps_text else [size for _, size in encoded]

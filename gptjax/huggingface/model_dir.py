@@ -21,7 +21,7 @@ from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.devices import DType
 from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
@@ -185,7 +185,7 @@ def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
         UserError: the tokenizer has more ids than the model.
     """
     try:
-        tokenizer = load_tokenizer(directory)
+        tokenizer = note_left_out(load_tokenizer(directory), directory)
     except UserError as error:
         print(format_message(f"note: imported without a tokenizer: {error}"), file=sys.stderr)
         return None

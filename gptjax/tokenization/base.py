@@ -56,6 +56,10 @@ class Tokenizer(ABC):
     pattern: str | None = None
     text_tokens: Mapping[str, int] = {}
     """Added tokens that are not special: the library finds them in every text."""
+    added_tokens: Mapping[str, tuple[int, ...]] = {}
+    """The id and the flags of each added token, special or not, if the library encodes."""
+    left_out: Sequence[str] = ()
+    """Special tokens that the file which was read puts beside every text, and that are left out here."""
     chat_template: ChatTemplate | None = None
     """How conversations are written; None if no chats were prepared with this tokenizer."""
     begin_of_text_name: str | None = None
@@ -103,6 +107,15 @@ class Tokenizer(ABC):
         """How many bytes of UTF-8 each id is decoded to, 0 for special tokens; bits per byte need it."""
         return self.count_bytes_per_token()
 
+    @functools.cached_property
+    def rules(self) -> dict[str, str]:
+        """Hashes of what decides the ids of ordinary text in a file, by name; empty unless the library encodes."""
+        return {}
+
+    def count_lost(self, text: str, ids: Ids) -> int:
+        """How many times the text of these ids holds what the vocabulary cannot express."""
+        return 0 if self.unknown is None else int((ids == self.unknown).sum())
+
     @abstractmethod
     def compute_fingerprint(self) -> str: ...
 
@@ -136,7 +149,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def make_decoder(self, after: Iterable[int] = ()) -> TextDecoder:
-        """A decoder for ids that follow those of `after`."""
+        """A decoder for ids that follow those of `after`, which may be a prompt."""
 
     def decode_after(self, after: Iterable[int], ids: Iterable[int]) -> str:
         """Text of ids that follow those of `after`: some decoders strip a blank from a beginning only."""

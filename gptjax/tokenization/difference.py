@@ -9,10 +9,19 @@ def explain_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     ends = [quote(name or "none") for name in (ours.end_of_text_name, theirs.end_of_text_name)]
     lacking = sorted(ours.specials.items() ^ theirs.specials.items(), key=lambda item: item[::-1])
     names = ", ".join(dict.fromkeys(quote(name) for name, _ in lacking[:4]))
-    own, other = (getattr(each, "vocabulary_hash", None) for each in (ours, theirs))  # of the library's
+    known = dict(lacking)
+    added = sorted(
+        name
+        for name in ours.added_tokens.keys() | theirs.added_tokens.keys()
+        if name not in known and ours.added_tokens.get(name) != theirs.added_tokens.get(name)
+    )
+    are_same_kind = ours.kind == theirs.kind  # others have no parts in common
+    rules = {name: are_same_kind and rule != theirs.rules.get(name) for name, rule in ours.rules.items()}
     differing = {
-        "kind": ours.kind != theirs.kind,
-        "tokens": ours.tokens != theirs.tokens or (own is not None and own != other),
+        "kind": not are_same_kind,
+        "tokens": ours.tokens != theirs.tokens,
+        **rules,
+        f"added tokens ({', '.join(map(quote, added[:4]))})": are_same_kind and bool(added),
         "the pattern that cuts text": ours.pattern != theirs.pattern,
         f"special tokens ({names})": bool(lacking),
         f"the end of text ({' / '.join(ends)})": ends[0] != ends[1],

@@ -24,14 +24,14 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import hash_json
 from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer, count_before
+from gptjax.tokenization.library_decoder import LibraryDecoder
+from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer_json import read_letters, spell_token
 
-# Stand for special tokens beside a text: added tokens that no text holds, for these are no characters.
+# Stand for special tokens beside a text: added tokens that no text should hold, for U+FDD0 is a noncharacter.
 BORDER, EATS_RIGHT, EATS_LEFT = (f"\ufdd0{kind}\ufdd1" for kind in "|><")
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 """Of an added token."""
-DECODED_TOKENS = 8
-"""Tokens before new ones with which these are decoded."""
 
 
 class Encoded(NamedTuple):
@@ -47,13 +47,24 @@ class LibraryTokenizer(Tokenizer):
     kind = "tokenizers"
     keeps_text = False
 
-    def __init__(self, text: str, library: Library | None = None, *, end_of_text: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        library: Library | None = None,
+        content: dict[str, Any] | None = None,
+        *,
+        end_of_text: str | None = None,
+    ) -> None:
         self._text, self._library = text, Library.from_str(text) if library is None else library
+        if content is not None:
+            self._content = content
         self._library.no_truncation()
         self._library.no_padding()
         self._lock = threading.Lock()  # held while `encode_special_tokens` must stay
         found = self._library.get_added_tokens_decoder()
-        self._flags = {i: [getattr(token, flag) for flag in ("content", *FLAGS)] for i, token in sorted(found.items())}
+        self.added_tokens = {
+            token.content: (i, *(getattr(token, flag) for flag in FLAGS)) for i, token in sorted(found.items())
+        }
         specials = {token.content: i for i, token in found.items() if token.special or token.content == end_of_text}
         self._vocab = self._library.get_vocab(with_added_tokens=True)
         super().__init__(specials, vocab_size=1 + max(self._vocab.values()))
@@ -77,8 +88,9 @@ class LibraryTokenizer(Tokenizer):
         ids = [i for text in flags if (i := self._library.token_to_id(text)) is not None]
         if min(ids) < self.vocab_size:
             raise UserError(
-                f"the tokenizer has {len(self._vocab):,} tokens with ids up to {self.vocab_size - 1:,}: wanted ids "
-                "without gaps, for the library numbers added tokens by their count."
+                f"the tokenizer has {len(self._vocab):,} tokens with ids up to {self.vocab_size - 1:,}, and the "
+                f"library gives a new added token the id {min(ids):,}, which is not behind them. Wanted: ids "
+                "without gaps, or an added token with the largest id."
             )
         return ids
 
@@ -89,7 +101,8 @@ class LibraryTokenizer(Tokenizer):
 
     @functools.cached_property
     def _content(self) -> dict[str, Any]:
-        return json.loads(self._text)
+        """The file as the library writes it: with every field, in its newest spelling."""
+        return json.loads(self._library.to_str())
 
     @property
     def unknown(self) -> int | None:
@@ -103,9 +116,7 @@ class LibraryTokenizer(Tokenizer):
 
     def encode_all(self, texts: Sequence[str]) -> list[Ids]:
         texts = [_without_borders(replace_surrogates(text)) for text in texts]
-        with self._lock:
-            self._library.encode_special_tokens = True
-            found = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        found = self._run_all(texts)
         encoded = [np.array(each.ids, np.int32) for each in found]
         is_wrong = [self._is_special[ids].any() for ids in encoded]
         trios = zip(texts, encoded, is_wrong, strict=True)
@@ -127,7 +138,8 @@ class LibraryTokenizer(Tokenizer):
         return ids, count_before(ends, len(replace_surrogates(first)))
 
     def encode_with_specials(self, text: str) -> Ids:
-        return np.array(self._run(_without_borders(replace_surrogates(text)), trusted=True).ids, np.int32)
+        (found,) = self._run_all([_without_borders(replace_surrogates(text))], trusted=True)
+        return np.array(found.ids, np.int32)
 
     def _encode(self, text: str, *, begin: str = "", end: str = "") -> Encoded:
         """Ids of text that spells no special token, between borders that are no part of it."""
@@ -144,17 +156,61 @@ class LibraryTokenizer(Tokenizer):
         is_text = ~np.isin(found.ids, self._borders) if begin or end or wrong.any() else slice(None)
         return Encoded(found.ids[is_text], np.clip(found.ends[is_text] - len(begin), 0, len(text)))
 
-    def _run(self, text: str, *, trusted: bool = False) -> Encoding:
-        with self._lock:
-            self._library.encode_special_tokens = not trusted
-            return self._library.encode(text, add_special_tokens=False)
+    def _run(self, text: str) -> Encoding:
+        """What the library makes of a text, with the places of its tokens."""
+        return self._run_all([text], with_places=True)[0]
+
+    def _run_all(self, texts: Sequence[str], *, trusted: bool = False, with_places: bool = False) -> list[Encoding]:
+        """What the library makes of texts. In trusted ones, names of special tokens stand for these."""
+        encode = self._library.encode_batch if with_places else self._library.encode_batch_fast
+        try:
+            with self._lock:
+                self._library.encode_special_tokens = not trusted
+                return encode(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises no other kind
+            raise UserError(
+                f"the {self.name} tokenizer cannot encode a text: {quote(str(error))}. Wanted: a tokenizer.json whose "
+                "vocabulary has its unknown token."
+            ) from None
 
     def _replace_specials(self, ids: Ids) -> Ids:
         """Ids without special ones, which a single character may be."""
         wrong = self._is_special[ids]
         if wrong.any() and self.unknown is None:
-            raise UserError(f"the {self.name} tokenizer makes {self.decode(ids[wrong][:1])} of a text that is none.")
+            raise UserError(
+                f"the {self.name} tokenizer encodes ordinary text as the special token "
+                f"{quote(self.decode(ids[wrong][:1]))} and has no unknown token to use instead."
+            )
         return np.where(wrong, self.unknown or 0, ids).astype(np.int32)
+
+    def count_lost(self, text: str, ids: Ids) -> int:
+        if not self._drops_characters:
+            return super().count_lost(text, ids)
+        # The library's places of tokens are wrong behind a character that it leaves out.
+        text = compile_names(self.text_tokens).sub(" ", replace_surrogates(text))
+        if (normalizer := self._library.normalizer) is not None:
+            text = normalizer.normalize_str(text)
+        cut = self._library.pre_tokenizer
+        words = [text] if cut is None else [word for word, _ in cut.pre_tokenize_str(text)]
+        return sum(not (char in self._characters or char.isspace()) for word in words for char in word)
+
+    @functools.cached_property
+    def _characters(self) -> frozenset[str]:
+        """Those that a BPE can begin with."""
+        model = self._content["model"]
+        prefix, suffix = (model[name] or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+        return frozenset(name.removeprefix(prefix).removesuffix(suffix) for name in self._vocab)
+
+    @functools.cached_property
+    def _drops_characters(self) -> bool:
+        """Whether a character that the vocabulary lacks is left out: a BPE without unknown token and without bytes."""
+        model = self._content["model"]
+        if model["type"] != "BPE" or self.unknown is not None:
+            return False
+        steps = json.dumps([self._content[name] for name in ("normalizer", "pre_tokenizer")])
+        byte_names = [[f"<0x{b:02X}>" for b in range(256)]] if model["byte_fallback"] else []
+        byte_names += [[spell_token(bytes([b])) for b in range(256)]] if '"ByteLevel"' in steps else []
+        return not any(self._vocab.keys() >= set(names) for names in byte_names)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         flat = np.asarray(ids, np.int64).reshape(-1)
@@ -167,10 +223,10 @@ class LibraryTokenizer(Tokenizer):
         return REPLACEMENT.join(self._library.decode(part.tolist(), skip_special_tokens=False) for part in parts)
 
     def make_decoder(self, after: Iterable[int] = ()) -> TextDecoder:
-        return _LibraryDecoder(self, after)
+        return LibraryDecoder(self, after, probes=self._probes)
 
     @functools.cached_property
-    def probes(self) -> list[int]:
+    def _probes(self) -> list[int]:
         """Ids after which a text shows what of it is certain: a letter, and a byte that is no beginning of one."""
         names = ["<0xFF>", *([spell_token(b"\xff")] if self._is_byte_level else [])]
         found = [i for name in names if (i := self._library.token_to_id(name)) is not None]
@@ -199,28 +255,35 @@ class LibraryTokenizer(Tokenizer):
         return sizes
 
     def compute_fingerprint(self) -> str:
-        return hash_json([self.vocabulary_hash, list(self._flags.items()), self.end_of_text_name])
+        return hash_json([self.kind, self.rules, list(self.added_tokens.items()), self.end_of_text_name])
 
     @functools.cached_property
-    def vocabulary_hash(self) -> str:
-        """A hash of what decides the ids of ordinary text, the same for older and newer spellings of a file."""
-        model = {name: value for name, value in self._content["model"].items() if value}
+    def rules(self) -> dict[str, str]:
+        """Of the library's own spelling, so that files of older versions have the same."""
+        model = {name: value for name, value in self._content["model"].items() if value is not None}
         if isinstance(vocab := model["vocab"], dict):
             model["vocab"] = sorted((i, token) for token, i in vocab.items())
-        model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", ())]
-        sections = [self._content.get(name) for name in ("normalizer", "pre_tokenizer")]
-        return hash_json([self.kind, *sections, sorted(model.items())])
+        # A field that is off is the same as one that older versions of the library do not have. A number of 0 is not.
+        parts = {"tokens": sorted((name, value) for name, value in model.items() if value is not False)}
+        parts |= {f"the {name.replace('_', '-')}": self._content[name] for name in ("normalizer", "pre_tokenizer")}
+        return {name: hash_json(part) for name, part in parts.items()}
 
     def extends(self, other: Tokenizer) -> bool:
-        if not isinstance(other, LibraryTokenizer) or self.vocabulary_hash != other.vocabulary_hash:
+        if not isinstance(other, LibraryTokenizer) or self.rules != other.rules or self._promoted != other._promoted:
             return False
-        new = [i for i in self._flags if i not in other._flags]
-        same = {i: flags for i, flags in self._flags.items() if i not in new} == other._flags
-        return bool(new) and same and min(new) >= other.vocab_size
+        new = {name: token for name, token in self.added_tokens.items() if name not in other.added_tokens}
+        same = {name: token for name, token in self.added_tokens.items() if name not in new} == other.added_tokens
+        # One that is not special changes the ids of text that spells it.
+        return bool(new) and same and all(i >= other.vocab_size and special for i, special, *_ in new.values())
 
     def with_special_tokens(self, specials: Iterable[str]) -> "LibraryTokenizer":
         names = [name for name in dict.fromkeys(specials) if name not in self.specials]
         for name in names:
+            if name in self.text_tokens:
+                raise UserError(
+                    f"special token {name!r}: is an added token of {self.name} that is not special, so text may hold "
+                    "it. Use another name."
+                )
             if not name.strip() or self._library.token_to_id(name) is not None:
                 raise UserError(f"special token {name!r}: is blank, or an ordinary token too. Use one like <|name|>.")
         library = Library.from_str(self._text)
@@ -232,59 +295,30 @@ class LibraryTokenizer(Tokenizer):
                 f"{', '.join(map(quote, names))} among its own. Use another tokenizer."
             )
         written = {token["id"]: token for token in json.loads(library.to_str())["added_tokens"]}
-        content["added_tokens"] = [*content["added_tokens"], *(written[i] for i in ids)]
-        more = LibraryTokenizer(json.dumps(content, ensure_ascii=False, indent=2), library, end_of_text=self._promoted)
+        content["added_tokens"] = [*content.get("added_tokens", ()), *(written[i] for i in ids)]
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        more = LibraryTokenizer(text, library, end_of_text=self._promoted)
         more.chat_template, more.begin_of_text_name = self.chat_template, self.begin_of_text_name
         more.end_of_text_name = self.end_of_text_name or more.end_of_text_name
         return more
 
     def with_end_of_text(self, name: str) -> "Tokenizer":
-        if name not in self.text_tokens:
+        is_known = name in self.specials or name in self.text_tokens
+        if not is_known or (name in self.specials and self._promoted in (None, name)):
             return super().with_end_of_text(name)
+        # An added token is special for its being the end only, so a former end becomes what it was.
         other = LibraryTokenizer(self._text, end_of_text=name)
         other.chat_template, other.begin_of_text_name = self.chat_template, self.begin_of_text_name
+        other.left_out = self.left_out
         return other
 
     def to_json(self) -> str:
         return self._text
 
 
-class _LibraryDecoder(TextDecoder):
-    """Decodes new ids together with those before them, back to the last special token, where a decoder begins anew."""
-
-    def __init__(self, tokenizer: LibraryTokenizer, after: Iterable[int]) -> None:
-        self._tokenizer, ids = tokenizer, [int(i) for i in after]
-        specials = set(tokenizer.specials.values())
-        begin = max((place + 1 for place, i in enumerate(ids) if i in specials), default=0)
-        self._ids = ids[max(begin, len(ids) - DECODED_TOKENS) :]
-        self._given = len(tokenizer.decode(self._ids))
-
-    def add(self, ids: Iterable[int]) -> str:
-        self._ids += ids
-        whole = self._tokenizer.decode(self._ids)
-        others = (self._tokenizer.decode([*self._ids, probe]) for probe in self._tokenizer.probes)
-        certain = _find_common_beginning([whole, *others]).rstrip(REPLACEMENT)
-        new = certain[self._given :]
-        self._given = max(self._given, len(certain))
-        if certain == whole:
-            self._ids = self._ids[-DECODED_TOKENS:]
-            self._given = len(self._tokenizer.decode(self._ids))
-        return new
-
-    def finish(self) -> str:
-        whole = self._tokenizer.decode(self._ids)
-        new, self._given = whole[self._given :], len(whole)
-        return new
-
-
 def _with_ends(found: Encoding) -> Encoded:
     ends = np.array([end for _, end in found.offsets], np.int64)
     return Encoded(np.array(found.ids, np.int32), np.maximum.accumulate(ends))
-
-
-def _find_common_beginning(texts: Sequence[str]) -> str:
-    columns = zip(*texts, strict=False)
-    return "".join(column[0] for column in itertools.takewhile(lambda column: len({*column}) == 1, columns))
 
 
 def _without_borders(text: str) -> str:

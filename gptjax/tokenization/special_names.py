@@ -1,7 +1,9 @@
-"""What the files beside a tokenizer.json name: the special tokens that end documents and begin them."""
+"""Names of special tokens: those that the files beside a tokenizer.json name, and those that a text spells."""
 
+import itertools
 import json
-from collections.abc import Iterable, Set
+import re
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from gptjax.core.errors import UserError, quote
@@ -34,6 +36,27 @@ def find_begin_of_text(specials: Iterable[str], directory: Path, *, end_of_text:
     if END_OF_TURN in _list_named(directory, "eos_token", names=names) and end_of_text != END_OF_TURN:
         return None
     return next((name for name in _list_named(directory, "bos_token", names=names) if name != end_of_text), None)
+
+
+def compile_names(names: Iterable[str]) -> re.Pattern[str]:
+    """A regular expression that finds these names in text, the longest one first. Blank names are not looked for.
+
+    Names share their beginnings, so a tokenizer may have thousands.
+    """
+    found = sorted({name for name in names if name.strip()})
+    return re.compile(_join_names(found) if found else r"(?!)")
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """An expression for one of the sorted names."""
+    pairs = zip(names[0], names[-1], strict=False)
+    shared = "".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    rests = [name[len(shared) :] for name in names]
+    longer = [rest for rest in rests if rest]
+    if not longer:
+        return re.escape(shared)
+    parts = [_join_names(list(group)) for _, group in itertools.groupby(longer, key=lambda rest: rest[0])]
+    return f"{re.escape(shared)}(?:{'|'.join(parts)}){'?' if len(longer) < len(rests) else ''}"
 
 
 def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[str]:

@@ -8,8 +8,9 @@ import functools
 import os
 from pathlib import Path
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
+from gptjax.process.console import print_once
 from gptjax.tokenization.base import SAVED_FILES, Tokenizer
 from gptjax.tokenization.chat_template import read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
@@ -36,6 +37,7 @@ __all__ = [
     "Chars",
     "Tokenizer",
     "load_tokenizer",
+    "note_left_out",
 ]
 
 
@@ -48,6 +50,16 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     """
     found = _load(os.fspath(spec))
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
+
+
+def note_left_out(tokenizer: Tokenizer, name: str | os.PathLike[str]) -> Tokenizer:
+    """The same tokenizer. A note on stderr says what its file adds to texts and is left out here.
+
+    For a file that a user names. A copy that was saved with shards or a model needs no note again.
+    """
+    if names := " and ".join(map(quote, tokenizer.left_out)):
+        print_once(f"note: {name} adds {names} to each text, and here a text is read without it", to_stderr=True)
+    return tokenizer
 
 
 def _load(name: str) -> Tokenizer:
@@ -72,12 +84,13 @@ def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenize
         from gptjax.tokenization.library_tokenizer import LibraryTokenizer  # imports the library, which few need
 
         names = [token.content for token in file.library.get_added_tokens_decoder().values()]
-        found = LibraryTokenizer(*file, end_of_text=find_end_of_text(names, directory))
+        found = LibraryTokenizer(*file[:3], end_of_text=find_end_of_text(names, directory))
         end = found.end_of_text_name
     else:
         found = _make_tokenizer(file)
         if (end := find_end_of_text(found.specials, directory)) is not None:
             found = found.with_end_of_text(end)
+    found.left_out = file.left_out
     found.begin_of_text_name = find_begin_of_text(found.specials, directory, end_of_text=end)
     return found.with_chat_template(read_chat_template(directory))
 

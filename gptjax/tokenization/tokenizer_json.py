@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
-from gptjax.process.console import print_once
 from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT
 
 FILE_NAME = "tokenizer.json"
@@ -40,13 +39,18 @@ class TokenTable(NamedTuple):
     specials: Mapping[str, int] = {}
     merges: Merges = ()
     pattern: str | None = None
+    left_out: Sequence[str] = ()
+    """Special tokens that the file puts beside every text."""
 
 
 class LibraryFile(NamedTuple):
-    """A tokenizer.json that only the library can follow: its text, and its `tokenizers.Tokenizer`."""
+    """A tokenizer.json that only the library can follow: its text, its `tokenizers.Tokenizer`, and what that writes."""
 
     text: str
     library: Any
+    content: dict[str, Any]
+    left_out: Sequence[str] = ()
+    """Special tokens that the file puts beside every text."""
 
 
 def to_json(table: TokenTable) -> str:
@@ -130,18 +134,17 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
     Raises `UserError` for one that cannot be read, or that encodes at random.
     """
     text, library = _load_library(path)
-    _check_ids(library.get_vocab(with_added_tokens=True), path)  # the library would write each id of a gap
-    content, table = json.loads(text), None
-    added = content.get("added_tokens", [])
+    if not _check_ids(library.get_vocab(with_added_tokens=True), path):  # the library would write each id of a gap
+        raise UserError(f"{path}: has no tokens. {ADVICE}")
+    content = json.loads(library.to_str())  # which has what older files leave out
+    found: TokenTable | None = None
     if dropout := content["model"].get("dropout"):
-        found = f"model.dropout is {quote(repr(dropout))}"
-        raise UserError(f"{path}: {found}, so that ids are drawn at random. {ADVICE}")
-    if not content.get("normalizer") and all(token.get("special") for token in added):
-        table = _find_table(json.loads(library.to_str()), path)  # which has what older files leave out
-    if added := [token["content"] for token in added if _adds(content.get("post_processor"), token)]:
-        names = " and ".join(map(quote, added))
-        print_once(f"note: {path} adds {names} to each text, and here a text is read without it", to_stderr=True)
-    return LibraryFile(text, library) if table is None else table
+        raise UserError(f"{path}: model.dropout is {quote(repr(dropout))}, so that ids are drawn at random. {ADVICE}")
+    added = content["added_tokens"]
+    if not content["normalizer"] and all(token["special"] for token in added):
+        found = _find_table(content, path)
+    left_out = [token["content"] for token in added if _adds(content["post_processor"], token)]
+    return LibraryFile(text, library, content, left_out) if found is None else found._replace(left_out=left_out)
 
 
 def _load_library(path: Path) -> tuple[str, Any]:
