@@ -25,7 +25,7 @@ PLACES = ("bundle", "data", "include_path", "path", "reference", "task_data", "t
 """Fields of evaluators and objectives that say where something lies."""
 _PATH_STARTS = ("/", "./", "../", "~")
 """Starts of a text that is a path, in whatever field: also of a user's own classes."""
-_SAMPLE_BYTES = 2**20
+_SAMPLE_BYTES = 2**17
 _SAMPLES = 8
 """A file of up to so many samples is read whole. Of a larger one, these, evenly spread over it, are compared."""
 

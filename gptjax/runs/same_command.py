@@ -43,7 +43,8 @@ def _compare(marks: Mapping[str, str | int | None]) -> None:
     What one of them lacks is not compared: if it is needed, opening it says so.
     """
     values = [_encode(mark) for mark in marks.values()]
-    gathered = np.asarray(multihost_utils.process_allgather(np.array(values, np.int32))).reshape(-1, len(values))
+    gathered = np.asarray(multihost_utils.process_allgather(np.array(values, np.int32)))
+    gathered = gathered.reshape(jax.process_count(), len(values))  # one value, or none, also has two axes
     differs = gathered != gathered[0]
     differs[:, (gathered == _ABSENT).any(axis=0)] = False
     process, place = np.nonzero(differs)

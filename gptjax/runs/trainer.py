@@ -112,8 +112,7 @@ def _train(
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
     config.check_mesh(mesh)
-    with mesh.activate():
-        held.enter_context(run_lock(config.directory))
+    held.enter_context(run_lock(config.directory))
     with mesh.activate(), _open_checkpoints(config) as checkpoints:
         keep_reports_in(config.directory)
         if jax.process_index() == 0:
@@ -128,7 +127,7 @@ def _train(
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
         fingerprints |= (opened := {"validation": evaluators.validation_fingerprint} | frozen.fingerprints)
         check_same_content(opened)
-        run = _Run(
+        return _Run(
             mesh=mesh,
             tokenizer=tokenizer,
             evaluators=evaluators,
@@ -140,8 +139,7 @@ def _train(
             started_at=started_at,
             modules=modules,
             source=source,
-        )
-        return run.train(config, reader, read_spec)
+        ).train(config, reader, read_spec)
 
 
 def _open_checkpoints(config: TrainConfig) -> CheckpointManager:

@@ -27,7 +27,7 @@ DATA_PIPELINES = (
         "data_pipelines/encode/encoder.py",
         "test_encoder.py",
         # Every piece of a document begins with the end-of-text id.
-        ("if piece.begins else [ids]", "if True else [ids]"),
+        ("new = [before, part] if begins else [part]", "new = [before, part]"),
         # Blank documents have no number.
         ("            number += piece.ends", "                number += piece.ends"),
         # Every piece is counted as a document.
@@ -74,15 +74,19 @@ DATA_PIPELINES = (
     *mutate(
         "data_pipelines/scored_shards.py",
         "test_prepare_chat.py test_prepare_preferences.py",
-        # Conversations without anything scored are kept.
-        ("document.loss_mask.any() for document in documents", "True for document in documents"),
         # A block that was written is written again after a kill.
         ("units, None)", "max(0, units - 1), None)"),
+    ),
+    *mutate(
+        "data_pipelines/conversations/block_encoder.py",
+        "test_prepare_chat.py test_prepare_preferences.py",
+        # Conversations without anything scored are kept.
+        ("document.loss_mask.any() for document in documents", "True for document in documents"),
         # The loss mask of a document that is cut off is too long.
         ("document.loss_mask[:limit]", "document.loss_mask"),
     ),
     *mutate(
-        "data_pipelines/prepare_preferences.py",
+        "data_pipelines/conversations/examples.py",
         "test_prepare_preferences.py",
         # Answers of the prompt are scored.
         ("scored_from=len(prompt)", "scored_from=0"),

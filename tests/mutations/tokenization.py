@@ -28,6 +28,10 @@ TOKENIZATION = (
         ("self._encode(text).ids if wrong else ids", "ids"),
         # A text behind a special token is read as if it were the first.
         ('begin = "" if after is None else', 'begin = "" if True else'),
+    ),
+    *mutate(
+        "gptjax/tokenization/library_decoder.py",
+        "test_library_tokenizer.py",
         # Characters are given out that later bytes change.
         (".rstrip(REPLACEMENT)", ""),
     ),
