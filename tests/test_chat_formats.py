@@ -261,7 +261,14 @@ def test_odd_values_are_no_traceback(odd: Any):
     """In every place of a record of every form."""
     tree = {"a": {"message": {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Hi"]}}}}
     root = {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "replies": []}]}
-    forms = [{"mapping": tree, "current_node": "a"}, {"prompt": root}, *FIELDS, *({"messages": one} for one in LISTS)]
+    turns = {"conversation": [{"system": "s", "input": "a", "output": "b"}], "chat": {"turn_1": {"Human": "a"}}}
+    forms = [
+        {"mapping": tree, "current_node": "a"},
+        {"prompt": root},
+        turns,
+        *FIELDS,
+        *({"messages": one} for one in LISTS),
+    ]
     for form in forms:
         for record in replace_each(form, odd):
             with contextlib.suppress(UserError):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from data_pipelines.conversations.chat_formats import parse_conversation
+from data_pipelines.conversations.chat_formats import OTHER_FIELD, OTHER_SYSTEM, REASONING, parse_conversation
 from data_pipelines.conversations.preference_formats import parse_pair
 from data_pipelines.conversations.public_sets import NO_ANSWERS, SEVERAL
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import TOOLS, InvalidRecord, UselessRecord
 
 CHATS = {
@@ -180,7 +181,7 @@ PAIRS = {
             "summaries": [{"text": "A", "policy": "p", "note": None}, {"text": "B", "policy": "q", "note": None}],
             "choice": 1,
         },
-        ("Long post", "B", "A"),
+        ("SUBREDDIT: r/s\n\nTITLE: T\n\nPOST: Long post", "B", "A"),
     ),
     "webgpt": (
         {
@@ -193,7 +194,79 @@ PAIRS = {
         ("Q?", "B", "A"),
     ),
 }
+PAIRS |= {
+    "summarize_article": (
+        {"info": {"article": "Text", "title": None}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 0},
+        ("Text", "A", "B"),
+    ),
+    "helpsteer2p_turns": (
+        PAIRS["helpsteer2p"][0]
+        | {"prompt": "P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR", "system_prompt": "S", "context": "C"},
+        (
+            [("system", "S"), ("user", "P"), ("assistant", "Q"), ("user", "R\n\nC")],
+            [("assistant", "A")],
+            [("assistant", "B")],
+        ),
+    ),
+    "chosen_first": (PAIRS["helpsteer2p"][0] | {"chosen": "C", "rejected": "R"}, ("P", "C", "R")),
+    "label_first": (
+        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "chosen": "C", "rejected": "R"},
+        ("P", "B", "A"),
+    ),
+    "helpsteer2p_system": (PAIRS["helpsteer2p"][0] | {"system_prompt": "S"}, ("S\n\nP", "A", "B")),
+    "helpsteer3_system": (
+        PAIRS["helpsteer3"][0] | {"system": "S"},
+        ([("system", "S"), ("user", "P")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+    "arena55k_system": (
+        PAIRS["arena55k"][0] | {"system": "S"},
+        ([("system", "S"), ("user", "q1")], *PAIRS["arena55k"][1][1:]),
+    ),
+    "safe_rlhf_system": (
+        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "system": "S"},
+        ("S\n\nP", "B", "A"),
+    ),
+    "ultrafeedback_null": (
+        {
+            "instruction": "I",
+            "completions": [
+                {"response": "A", "overall_score": None, "score": 2},
+                {"response": "B", "overall_score": None, "score": 3},
+            ],
+        },
+        ([("user", "I")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+}
 """(record, (prompt, chosen, rejected))."""
+KNOWN = [("user", "Q"), ("assistant", "A")]
+OTHER = "User: other\nAssistant: o"
+FIRST = [
+    ({"question": "Q", "answer": "A", "transcript": OTHER}, KNOWN),
+    ({"question": "Q", "answer": "A", "plain_text": "[Human]: h<eoh> [MOSS]: m<eoa>", "meta_instruction": "M"}, KNOWN),
+    ({"instruction": "Q", "output": "A", "transcript": OTHER}, KNOWN),
+    ({"question": "Q", "answer": "A", "answers": ["B"]}, KNOWN),
+    ({"instruction": "q", "generation": "a", "text": "User: Q\nAssistant: A"}, KNOWN),
+    ({"data": '["Q", "A"]', "meta_instruction": "M"}, KNOWN),
+    ({"inputs": "Q", "targets": "A", "inputs_pretokenized": "q", "targets_pretokenized": "a"}, KNOWN),
+    ({"question": "Q", "answer": "A", "message_1": "q", "message_2": "a"}, KNOWN),
+    *(
+        ({"messages": [{"role": role, "content": text} for role, text in KNOWN], key: OTHER}, KNOWN)
+        for key in ("transcript", "dialogue", "chat", "plain_text")
+    ),
+    *(
+        ({"question": "Q", "answer": answer}, [("user", "Q"), ("assistant", answer)])
+        for answer in ('["red", "blue"]', '["a"]', '[{"name": "f", "arguments": {}}]')
+    ),
+]
+"""Records that have a known form and what another form is known by, and their messages."""
+TURNS = [
+    ({"instruction": "Translate", "input": "Hallo", "output": "Hello"}, "Translate\n\nHallo", ()),
+    ({"human": "Q", "context": "C", "assistant": "A"}, "Q\n\nC", ()),
+    ({"q": "Q", "a": "A"}, "Q", ()),
+    ({"question": "R", "instruction": "Q", "output": "A"}, "Q", (OTHER_FIELD,)),
+    ({"input": "Q", "output": "A", "reasoning": "Hm."}, "Q", (REASONING,)),
+]
+"""(a turn, what the user says, what is told)."""
 USELESS = [
     ({"context": "C", "question": "Q", "answers": {"text": []}}, NO_ANSWERS),
     ({"query": "Q", "answers": '[{"name": "f", "arguments": {}}]', "tools": "[]"}, TOOLS),
@@ -215,6 +288,63 @@ def test_a_conversation_of_a_public_set_is_read(record, messages, is_chosen):
     parsed = parse_conversation(record, where="x:1")
     assert [(message.role, message.content) for message in parsed.messages] == messages
     assert (SEVERAL in parsed.left_out) == is_chosen
+
+
+@pytest.mark.parametrize(("record", "messages"), FIRST)
+def test_a_known_form_comes_before_what_is_rewritten(record, messages):
+    parsed = parse_conversation(record, where="x:1")
+    assert ([(message.role, message.content) for message in parsed.messages], parsed.unscored) == (messages, set())
+
+
+def test_weights_of_messages_are_kept_beside_a_transcript():
+    turns = [("user", 1), ("assistant", 0), ("user", 1), ("assistant", 1)]
+    messages = [{"role": role, "content": "x", "weight": weight} for role, weight in turns]
+    assert parse_conversation({"messages": messages, "transcript": OTHER}, where="x:1").unscored == {1}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *({"dialogue": OTHER, "question": "Q", "answer": "A"} | more for more in ({}, {"summary": "S"})),
+        {"dialogue": OTHER, "summary": "S"},
+        {"transcript": OTHER, "question": "Q"},
+        {"conversation": [{"input": "a", "output": "b"}], "question": "Q"},
+        {"chat": OTHER, "history": [["a", "b"]]},
+    ],
+)
+def test_turns_beside_other_content_are_refused(record):
+    with pytest.raises(InvalidRecord, match=r'"(question|summary|history)".*--rename-fields') as raised:
+        parse_conversation(record, where="x:1")
+    assert ("dialogue:prompt,summary:completion" in str(raised.value)) == ("summary" in record)
+    if "question" in record and "dialogue" in record:
+        parsed = parse_conversation(record, where="x:1", renamed={"dialogue": "context"})
+        assert [message.content for message in parsed.messages] == [f"Q\n\n{OTHER}", "A"]
+
+
+@pytest.mark.parametrize(("turn", "asked", "notes"), TURNS)
+def test_a_turn_of_two_fields_is_read_as_a_record_of_fields(turn, asked, notes):
+    parsed = parse_conversation({"conversation": [turn]}, where="x:1")
+    assert (parsed.messages[0].content, parsed.left_out) == (asked, notes)
+
+
+@pytest.mark.parametrize(
+    ("record", "system", "notes"),
+    [
+        ({"conversation": [{"input": "a", "output": "b"}], "system_prompt": "S"}, "S", ()),
+        ({"conversation": [{"system": "S", "input": "a", "output": "b"}], "system": "T"}, "S", (OTHER_SYSTEM,)),
+        ({"chat": OTHER, "system": "S", "meta_instruction": "M"}, "S", (OTHER_SYSTEM,)),
+        ({"chat": OTHER, "meta_instruction": "M"}, "M", ()),
+    ],
+)
+def test_a_text_of_the_system_beside_turns_is_kept_or_told(record, system, notes):
+    parsed = parse_conversation(record, where="x:1")
+    assert (parsed.messages[0], parsed.left_out) == (Message("system", system), notes)
+
+
+def test_a_text_of_the_system_in_a_later_turn_is_refused():
+    turns = [{"input": "a", "output": "b"}, {"system": "S", "input": "a", "output": "b"}]
+    with pytest.raises(InvalidRecord, match="message 3 is of the system"):
+        parse_conversation({"conversation": turns}, where="x:1")
 
 
 @pytest.mark.parametrize(("record", "wanted"), PAIRS.values(), ids=PAIRS)

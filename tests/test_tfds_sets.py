@@ -11,6 +11,7 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is
 from texts import documents_in  # noqa: E402
 
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
+from data_pipelines.readers import record_sources  # noqa: E402
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext  # noqa: E402
 from data_pipelines.readers.record_sources import open_records  # noqa: E402
 from data_pipelines.readers.sources import open_source  # noqa: E402
@@ -192,3 +193,21 @@ def test_records_of_a_set_are_conversations(there):
     assert records[3] == ("tfds:gptjaxtales/chat: record 3", {"messages": turns})
     assert source.identity()["set"] == "gptjaxtales/chat/1.10.0"
     assert open_records("tfds:gptjaxtales/chat@test").size < source.size
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": ["long"], "text": ["a", "b"]},
+        {"type": ["long"], "text": ["a"]},
+        {"role": ["user"], "content": ["a", "b"]},
+        {"role": [], "content": []},
+    ],
+)
+def test_lists_that_are_no_messages_stay_lists(fields):
+    assert record_sources._to_json({"a": fields}) == {"a": fields}
+
+
+def test_lists_of_roles_and_contents_become_messages():
+    fields = {"type": [b"human", b"ai"], "text": [b"a", b"b"]}
+    assert record_sources._to_json(fields) == [{"type": "human", "text": "a"}, {"type": "ai", "text": "b"}]

@@ -38,6 +38,8 @@ class Work:
         match argument:
             case "pid":
                 return os.getpid()
+            case "flags":
+                return sys.flags.isolated, sys.flags.optimize, sys.warnoptions, sys._xoptions
             case "die":
                 os._exit(9)
             case "user error":
@@ -201,3 +203,27 @@ def test_workers_end_with_their_parent(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert len(pids) == 2
     assert wait_for_end(pids)
+
+
+OPTIONS = """
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from test_worker_pool import Work, map_in_processes
+flags = lambda: (sys.flags.isolated, sys.flags.optimize, sys.warnoptions, sys._xoptions)
+here, (there,) = flags(), map_in_processes(Work(), ["flags"], processes=1)
+print(here == there, there)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-I", "-O", "-Werror", "-Xutf8", "-Xnodebugranges"]])
+def test_workers_have_the_options_of_their_parent_and_import_nothing_of_the_working_directory(tmp_path, options):
+    for name in ("json", "_json", "site", "threading"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(7)")
+    script = tmp_path / "scripts" / "script.py"
+    script.parent.mkdir()
+    script.write_text(OPTIONS)
+    places = ":".join(map(str, (Path(__file__).parent, Path(worker_pool.__file__).parents[2])))
+    command = [sys.executable, *options, script, places]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("True"), done.stdout + done.stderr

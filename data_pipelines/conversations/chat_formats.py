@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.conversations import public_sets
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
-from data_pipelines.conversations.dialogue_text import split_dialogue
+from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
     rename_fields,
@@ -37,23 +37,9 @@ from gptjax.tokenization.messages import (
     read_messages,
 )
 
-LISTS = (
-    *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data"),
-    *("chat_messages", "contents"),  # Claude's exports and Gemini's
-)
-"""Fields that hold a list of messages."""
-QUESTIONS = ("prompt", "instruction", "question", "user", "human", "query", "problem", "inputs")
-ANSWERS = (
-    *("completion", "response", "output", "solution", "answer", "assistant", "targets", "target"),
-    *("generation", "best_answer", "correct_answer"),
-)
-"""In the order of preference: of a mathematical problem, the solution has the steps to the answer."""
-ADDED = ("input", "context")
-"""Fields whose text follows the question: Alpaca's and Dolly's."""
-SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
 FIELDS = (
-    *(*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text", *REASONING_KEYS),
-    *(*public_sets.FIELDS, *public_sets.SHAPE_FIELDS),
+    *(*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, *TEXTS, *REASONING_KEYS),
+    *(*public_sets.FIELDS, *public_sets.FORMAT_FIELDS),
 )
 """In lower case; the names in files may have capitals and blanks."""
 _KNOWN = frozenset(FIELDS)
@@ -63,6 +49,11 @@ FORMS = (
 )
 REASONING = "conversations have reasoning beside a content, which was left out"
 OTHER_FIELD = "conversations have a second field of a question or of an answer, which was left out"
+OTHER_SYSTEM = "conversations have a second text of the system, which was left out"
+_CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
+"""Fields beside which the turns of another field are not the whole record."""
+_TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "response"}
+"""Other names of fields in a turn that holds a question and its answer."""
 
 
 class ParsedConversation(NamedTuple):
@@ -85,8 +76,7 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
         rewritten, is_chosen = public_sets.rewrite_chat(record, where=where)
         found = _parse(rewritten, where=where)
     except InvalidRecord as error:
-        shape = public_sets.name_shape(record)
-        raise InvalidRecord(f"{error}{shape}", error.note) from None
+        raise InvalidRecord(f"{error}{public_sets.name_format(record)}", error.note) from None
     return found._replace(left_out=(*found.left_out, *([public_sets.SEVERAL] if is_chosen else [])))
 
 
@@ -100,7 +90,11 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
     unscored = {number for number, item in enumerate(found) if isinstance(item, dict) and item.get("weight") == 0}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
         raise UselessRecord("conversations skipped: all answers have weight 0")
-    notes = {REASONING: any(map(has_reasoning, [record, *found])), OTHER_FIELD: _has_other_field(record)}
+    notes = {
+        REASONING: any(map(has_reasoning, [record, *found])),
+        OTHER_FIELD: any(map(_has_other_field, [record, *found])),
+        OTHER_SYSTEM: _has_other_system(record, messages[0]),
+    }
     return ParsedConversation(messages, frozenset(unscored), tuple(note for note, is_true in notes.items() if is_true))
 
 
@@ -112,6 +106,12 @@ def _has_other_field(record: Any) -> bool:
     return count(QUESTIONS) > 1 or count(ANSWERS) > 1
 
 
+def _has_other_system(record: Any, first: Message) -> bool:
+    """Whether a record has a text of the system beside the one that is read, in a field or in a message."""
+    texts = [record.get(key) for key in (*SYSTEM, public_sets.META)] if isinstance(record, dict) else []
+    return any(isinstance(text, str) and text.strip() not in ("", first.content.strip()) for text in texts)
+
+
 def _find_messages(record: Any, *, where: str) -> list[Any]:
     if isinstance(record, list):
         return record
@@ -119,26 +119,77 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
         raise InvalidRecord(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
     if (branch := find_branch(record, where=where)) is not None:
         return branch
-    for key in LISTS:
-        if (value := record.get(key)) is not None and not isinstance(value, int | float):  # `turns` may count them
-            found = _parse_json(value)
-            if not isinstance(found, list):
-                shown = quote(repr(value), limit=80)
-                raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {shown}.', NO_LIST)
-            return found
-    question = next((key for key in (*QUESTIONS, *ADDED) if record.get(key) is not None), None)
-    answer = next((key for key in ANSWERS if record.get(key) is not None), None)
+    if (key := public_sets.find_list(record)) is not None:
+        return _read_list(record, key, where=where)
+    question, answer = _find_fields(record)
     if question is None or answer is None:
-        text = record.get("text")
-        if isinstance(text, str) and (turns := split_dialogue(text, where=where)) is not None:
-            return turns
+        for key in TEXTS:
+            text = record.get(key)
+            if isinstance(text, str) and (turns := public_sets.split_text(text, where=where)) is not None:
+                if key != "text":  # a text repeats what other fields hold
+                    _check_alone(record, key, where=where)
+                return turns
         other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         other = other or suggest_renaming(record, ("prompt", "completion"))
-        other = "" if public_sets.name_shape(record) else other
+        other = "" if public_sets.name_format(record) else other
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
         raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")
     return _join_turns(record, question, record[answer], where=where)
+
+
+def _find_fields(record: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The fields of the question and of the answer."""
+    question = next((key for key in (*QUESTIONS, *ADDED) if record.get(key) is not None), None)
+    return question, next((key for key in ANSWERS if record.get(key) is not None), None)
+
+
+def _read_list(record: dict[str, Any], key: str, *, where: str) -> list[Any]:
+    """Messages of a list, of turns that hold question and answer, or of a text with marks of who speaks."""
+    value = record[key]
+    found = _parse_json(value)
+    if isinstance(found, list):
+        if not found or not all(map(_is_turn, found)):
+            return found
+        _check_alone(record, key, where=where)
+        return [message for turn in found for message in _read_turn(turn, where=where)]
+    if (turns := public_sets.split_text(value, where=where)) is not None:
+        _check_alone(record, key, where=where)
+        return turns
+    raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {quote(repr(value), limit=80)}.', NO_LIST)
+
+
+def _check_alone(record: dict[str, Any], key: str, *, where: str) -> None:
+    """Raise where other fields may be part of the conversation that the field `key` holds."""
+    others = [name for name in _CONTENT if name != key and isinstance(record.get(name), str | list | dict)]
+    if others := [name for name in others if record[name]]:
+        found = ", ".join(f'"{name}"' for name in others)
+        raise InvalidRecord(
+            f'{where}: has turns in "{key}" and other content in {found}; wanted one of them, or names that say how '
+            "they belong together by --rename-fields, such as context for what a question is about."
+        )
+
+
+def _is_turn(turn: Any) -> bool:
+    """Whether an item of a list holds both a question and its answer; a message has a role."""
+    if not isinstance(turn, dict) or not turn.keys().isdisjoint(ROLE_KEYS):
+        return False
+    return None not in _find_fields(_rename_turn(turn))
+
+
+def _rename_turn(turn: dict[str, Any]) -> dict[str, Any]:
+    names = {old: new for old, new in _TURN_NAMES.items() if new not in turn}
+    return {names.get(key, key): value for key, value in turn.items()}
+
+
+def _read_turn(turn: dict[str, Any], *, where: str) -> list[Any]:
+    """Messages of a turn such as `{"input": …, "output": …}`. The answer's message has the other fields of the turn."""
+    turn = _rename_turn(turn)
+    question, answer = _find_fields(turn)
+    messages = _join_turns(turn, question or "", turn[answer or ""], where=where)
+    system = find_system(turn, where=where)
+    start = [{"role": "system", "content": system}] if system else []
+    return [*start, *messages[:-1], *({**turn, **last} if isinstance(last, dict) else last for last in messages[-1:])]
 
 
 def parse_lists(record: Any) -> Any:

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.conversations.chat_formats import (
-    ADDED,
-    QUESTIONS,
-    SYSTEM,
     add_context,
     describe,
     find_system,
@@ -17,8 +14,9 @@ from data_pipelines.conversations.chat_formats import (
     parse_lists,
 )
 from data_pipelines.conversations.dialogue_text import split_speakers
+from data_pipelines.conversations.field_names import ADDED, QUESTIONS, SYSTEM
 from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
-from data_pipelines.conversations.public_pairs import NEITHER, find_public_pair
+from data_pipelines.conversations.public_pairs import HELPSTEER2, find_public_pair, split_marks
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -41,15 +39,7 @@ SIDE_NAMES = {
 """Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
-LABELLED: tuple[tuple[str, str, str, dict[int | float | str, int]], ...] = (
-    ("response_0", "response_1", "better_response_id", {0: 0, 1: 1}),  # PKU-SafeRLHF
-    ("human_ref_a", "human_ref_b", "labels", {1: 0, 0: 1}),  # SHP
-    ("conversation_a", "conversation_b", "winner", {"model_a": 0, "model_b": 1}),  # LMSYS's arena
-    ("output_1", "output_2", "preference", {1: 0, 2: 1}),  # AlpacaFarm
-)
-"""Fields of two answers and of a label in public sets, and which answer is the better one for each label."""
-_LABELS = ("history", *(name for names in LABELLED for name in names[:3]))
-FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN, *_LABELS, *PUBLIC_FIELDS)
+FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN, *PUBLIC_FIELDS)
 _KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
@@ -118,40 +108,31 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
         given = record.get("input")
         messages = given.get("messages") if isinstance(given, dict) else given
         return messages, record["preferred_output"], record.get("non_preferred_output")
-    prompt = _find_prompt(record, where=where)
-    if (labelled := _find_labelled(record)) is not None:
-        return record.get("history") if prompt is None else prompt, *labelled
-    if (found := find_public_pair(record, where=where)) is not None:
-        question, chosen, rejected = found
-        return prompt if question is None else question, chosen, rejected
-    chosen, rejected = (next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values())
-    return prompt, chosen, rejected
-
-
-def _find_labelled(record: dict[str, Any]) -> tuple[Any, Any] | None:
-    """(chosen, rejected) of two answers and a label; None for other records."""
-    for first, second, label, better in LABELLED:
-        if {first, second, label} <= record.keys():
-            value, answers = record[label], (record[first], record[second])
-            value = int(value) if isinstance(value, str) and value.isdecimal() else value  # of a table
-            number = better.get(value) if isinstance(value, int | float | str) else None
-            if number is None:
-                raise UselessRecord(NEITHER)
-            return answers[number], answers[1 - number]
-    return None
+    sides = [next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values()]
+    if (found := find_public_pair(record, has_sides=None not in sides, where=where)) is not None:
+        prompt, *sides = found
+        prompt = _find_prompt(record, where=where) if prompt is None else prompt
+        prompt = record.get("history") if prompt is None else prompt  # SHP's
+        if record.keys() >= HELPSTEER2 and (turns := split_marks(prompt)) is not None:
+            prompt, sides = turns, [[{"role": "assistant", "content": side}] for side in sides]
+    else:
+        prompt = _find_prompt(record, where=where)
+    return _add_system(record, prompt, sides, where=where), sides[0], sides[1]
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
-    """The prompt with what belongs to it: Alpaca's `input`, and a message of the system, if the record has one."""
-    key = next((key for key in (*QUESTIONS, "conversations", "input") if record.get(key) is not None), None)
+    """The prompt with what belongs to it, such as Alpaca's `input`."""
+    key = next((key for key in (*QUESTIONS, "conversations") if record.get(key) is not None), None)
     if key is None:
-        return None
-    prompt = add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
-    system = find_system(record, where=where)
-    if not system or not isinstance(prompt, str | list):
+        return add_context(record, "input", where=where) if isinstance(record.get("input"), str) else None
+    return add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
+
+
+def _add_system(record: dict[str, Any], prompt: Any, sides: Sequence[Any], *, where: str) -> Any:
+    """The prompt after the text of the system, if the record has one: as a text before texts, or as a message."""
+    if not isinstance(prompt, str | list) or not (system := find_system(record, where=where)):
         return prompt
-    sides = [record.get(name) for name in _NAMES if name in record]
-    if isinstance(prompt, str) and sides and all(isinstance(side, str) for side in sides):
+    if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
         return f"{system}\n\n{prompt}"
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return [{"role": "system", "content": system}, *messages]

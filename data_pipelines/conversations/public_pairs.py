@@ -1,62 +1,120 @@
 """Pairs of public sets whose better answer is said by ranks, scores or a preference beside the answers."""
 
 import math
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from data_pipelines.conversations.public_sets import parse_json, rank_answers, split_prompt
 from gptjax.tokenization.messages import UselessRecord
 
-PREFERENCES = (
-    ("response_1", "response_2", "preference_strength"),  # HelpSteer2
-    ("response1", "response2", "overall_preference"),  # HelpSteer3
+
+class Comparison(NamedTuple):
+    """Fields of two answers and of labels. `prefer` gives of the labels a number: positive where the first is better,
+    negative where the second is, 0 for neither."""
+
+    first: str
+    second: str
+    labels: tuple[str, ...]
+    prefer: Callable[..., float]
+    is_first: bool = False
+    """Whether it comes before fields that say which answer is chosen."""
+
+
+def _match(first: Any, second: Any) -> Callable[[Any], float]:
+    """The label of the first answer and that of the second, numbers also as a table writes them."""
+
+    def prefer(label: Any) -> float:
+        value = int(label) if isinstance(label, str) and label.isdecimal() else label
+        return float(value == first) - float(value == second) if isinstance(value, int | float | str) else 0.0
+
+    return prefer
+
+
+COMPARISONS = (
+    Comparison("response_0", "response_1", ("better_response_id",), _match(0, 1), True),  # PKU-SafeRLHF
+    Comparison("human_ref_a", "human_ref_b", ("labels",), _match(1, 0), True),  # SHP
+    Comparison("conversation_a", "conversation_b", ("winner",), _match("model_a", "model_b"), True),  # LMSYS's arena
+    Comparison("output_1", "output_2", ("preference",), _match(1, 2), True),  # AlpacaFarm
+    Comparison("response_1", "response_2", ("preference_strength",), lambda label: -_to_number(label)),  # HelpSteer2
+    Comparison("response1", "response2", ("overall_preference",), lambda label: -_to_number(label)),  # HelpSteer3
+    Comparison("answer_0", "answer_1", ("score_0", "score_1"), lambda *scores: _subtract(*scores)),  # WebGPT
+    Comparison(  # the arena's competition: two lists of answers, and a 1 for the better one
+        "response_a", "response_b", ("winner_model_a", "winner_model_b"), lambda *scores: _subtract(*scores)
+    ),
 )
-"""Fields of two answers, and of a number: negative where the first is better, positive where the second is."""
-SCORED = ("answer_0", "answer_1", "score_0", "score_1")
-"""WebGPT's two answers and their scores."""
-CHOSEN = ("response_a", "response_b", "winner_model_a", "winner_model_b")
-"""The arena's conversations of a competition: two lists of answers, and a 1 for the better one."""
+HELPSTEER2 = frozenset(("response_1", "response_2", "preference_strength"))
 FIELDS = (
-    *(name for names in PREFERENCES for name in names),
-    *(*SCORED, *CHOSEN, "answers", "generations", "ratings", "info", "summaries", "choice"),
+    *(name for first, second, labels, *_ in COMPARISONS for name in (first, second, *labels)),
+    *("history", "answers", "generations", "ratings", "info", "summaries", "choice"),
 )
 NEITHER = "pairs skipped: their label says that neither answer is better"
+_TURN_MARK = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 ONE_SCORE = "pairs skipped: all completions have one score"
 
 
-def find_public_pair(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] | None:
+def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> tuple[Any, Any, Any] | None:
     """(prompt, chosen, rejected) of such a record; None for others. The prompt is None where it is to be found.
 
+    `has_sides`: whether the record has fields of a chosen and a rejected answer, too.
     Raises `UselessRecord` where no answer is better, and `InvalidRecord`, beginning with `where`.
     """
-    for first, second, label in PREFERENCES:
-        if {first, second, label} <= record.keys():
-            better = _order(record[first], record[second], -_to_number(record[label]))
-            prompt = record.get("context") if isinstance(record.get("context"), list) else None
-            chosen, rejected = map(_answer, better) if prompt else better
-            return prompt, chosen, rejected
-    if {*SCORED} <= record.keys():
-        question = record.get("question")
-        question = question.get("full_text") if isinstance(question, dict) else question
-        difference = _to_number(record["score_0"]) - _to_number(record["score_1"])
-        chosen, rejected = _order(record["answer_0"], record["answer_1"], difference)
-        return question, chosen, rejected
-    if {*CHOSEN, "prompt"} <= record.keys():
-        sides = [_join_answers(record["prompt"], record[key]) for key in CHOSEN[:2]]
-        difference = _to_number(record["winner_model_a"]) - _to_number(record["winner_model_b"])
-        chosen, rejected = _order(sides[0], sides[1], difference)
-        return None, chosen, rejected
+    for first, second, labels, prefer, is_first in COMPARISONS:
+        if {first, second, *labels} <= record.keys() and (is_first or not has_sides):
+            better = _order(record[first], record[second], prefer(*(record[label] for label in labels)))
+            return _find_question(record, labels[0], *better)
+    if has_sides:
+        return None
     if {"info", "summaries", "choice"} <= record.keys():
         return _find_summaries(record)
     return _find_ranked(record, where=where)
 
 
+def _find_question(record: dict[str, Any], label: str, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """(prompt, chosen, rejected) where the prompt has another form than that of a text under one of its names."""
+    question, context = record.get("question"), record.get("context")
+    if label == "score_0" and isinstance(question, dict):
+        return question.get("full_text"), chosen, rejected
+    if label in ("preference_strength", "overall_preference") and isinstance(context, list):
+        return context, _answer(chosen), _answer(rejected)
+    if label == "winner_model_a" and "prompt" in record:
+        asked = _parse_texts(record["prompt"])
+        chosen, rejected = (_join_answers(asked, _parse_texts(side)) for side in (chosen, rejected))
+        return next(iter(asked), None), chosen, rejected
+    return None, chosen, rejected
+
+
+def split_marks(prompt: Any) -> list[Any] | None:
+    """Messages of a prompt of several turns as HelpSteer2 writes them; None for others.
+
+    The user begins without a mark. A mark is `\\n<extra_id_1>Assistant\\n`, or that of the user.
+    """
+    first, *parts = _TURN_MARK.split(prompt) if isinstance(prompt, str) else [""]
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    later = [{"role": name.lower(), "content": text} for name, text in turns]
+    return [{"role": "user", "content": first}, *later] if later else None
+
+
 def _find_summaries(record: dict[str, Any]) -> tuple[Any, Any, Any] | None:
-    """OpenAI's comparisons of summaries: the post, and which of two summaries is better."""
+    """OpenAI's comparisons of summaries: the post with what names it, and which of two summaries is better."""
     info, summaries, choice = record["info"], record["summaries"], record["choice"]
     if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
         return None
     texts = [summary.get("text") if isinstance(summary, dict) else None for summary in summaries]
-    return info.get("post") or info.get("article"), texts[choice], texts[1 - choice]
+    return _join_post(info), texts[choice], texts[1 - choice]
+
+
+def _join_post(info: dict[str, Any]) -> Any:
+    """A post or an article, after its subreddit and title under their names if there are any."""
+    post = info.get("post") or info.get("article")
+    names = [
+        f"{name.upper()}: {prefix}{info[name]}"
+        for name, prefix in (("subreddit", "r/"), ("title", ""))
+        if isinstance(info.get(name), str) and info[name].strip()
+    ]
+    if not names or not isinstance(post, str):
+        return post
+    return "\n\n".join([*names, f"{'POST' if info.get('post') else 'ARTICLE'}: {post}"])
 
 
 def _find_ranked(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] | None:
@@ -76,7 +134,7 @@ def _answer(text: Any) -> list[Any]:
 
 def _order(first: Any, second: Any, difference: float) -> tuple[Any, Any]:
     """(the better, the worse): the first where the difference is positive."""
-    if difference == 0:
+    if difference == 0 or math.isnan(difference):
         raise UselessRecord(NEITHER)
     return (first, second) if difference > 0 else (second, first)
 
@@ -89,12 +147,19 @@ def _to_number(value: Any) -> float:
         return 0.0
 
 
-def _join_answers(prompts: Any, answers: Any) -> list[Any]:
-    """Messages of questions and answers, each a text or a list of texts as JSON."""
-    asked, given = (value if isinstance(value := parse_json(text), list) else [text] for text in (prompts, answers))
-    pairs = zip(asked, given, strict=False)
+def _subtract(first: Any, second: Any) -> float:
+    return _to_number(first) - _to_number(second)
+
+
+def _parse_texts(value: Any) -> list[Any]:
+    """A text, or the texts of a list as JSON."""
+    return found if isinstance(found := parse_json(value), list) else [value]
+
+
+def _join_answers(asked: list[Any], given: list[Any]) -> list[Any]:
+    """Messages of questions and answers."""
     return [
         message
-        for question, answer in pairs
+        for question, answer in zip(asked, given, strict=False)
         for message in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     ]

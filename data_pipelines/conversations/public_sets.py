@@ -6,26 +6,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_pipelines.conversations.dialogue_text import split_dialogue, split_speakers
+from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM
 from data_pipelines.readers.fields import plain_name
-from gptjax.tokenization.messages import ROLE_KEYS, TOOLS, UselessRecord
+from gptjax.tokenization.messages import TOOLS, UselessRecord
 
-ASKED = ("input", "instruction", "human", "user", "question", "query", "prompt", "q")
-ANSWERED = ("output", "response", "assistant", "gpt", "bot", "answer", "completion", "a")
-"""Fields of a turn that holds both a question and its answer."""
+META = "meta_instruction"
+"""MOSS's text of the system."""
+ONE_ANSWER = ("generation", "best_answer", "correct_answer")
+"""Fields of the answer where none has another name."""
 FIELDS = (
-    *("plain_text", "meta_instruction", "transcript", "completions", "generations", "ratings", "answers"),
+    *ONE_ANSWER,
+    *(META, "completions", "generations", "ratings", "answers"),
     *("definition", "inputs_pretokenized", "targets_pretokenized", "message_1", "message_2"),
 )
+_REWRITTEN = (*FIELDS, "answer", "plain_text")
 SEVERAL = "conversations have several answers, of which the best or the first was taken"
 NO_ANSWERS = "conversations skipped: their question has no answer"
+_CAMEL = ("message_1", "message_2")
 _MOSS_CALL = re.compile(r"\w+\(")
 _MOSS_ENDS = re.compile(r"\s*<eo[hmat]>\s*\Z")
 _MOSS_NAME = re.compile(r"\A\s*<\|?(?:Human|MOSS)\|?>\s*:\s*")
 _MOSS_TEXT = re.compile(r"\s*(?:<eo[hmat]>)?\s*\[(Human|MOSS)\]:\s*")
-_TEXTS = ("chat", "transcript", "dialogue", "dialog", "conversation", "conversations", "plain_text")
 _CHOICE = " Questions with choices are for the tasks of python -m gptjax.evaluate."
 _PAIR = " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
-SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
+FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("chosen", "rejected"), _PAIR),
     (("conversation_a", "conversation_b"), _PAIR),
     (("response_a", "response_b"), _PAIR),
@@ -53,14 +57,14 @@ SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("story", "answers"), " Questions of one story are asked apart: give each a record with question and answer."),
 )
 """Fields of records that are not read, in lower case, and what is said of them."""
-SHAPE_FIELDS = tuple({name: None for names, _ in SHAPES for name in names})
+FORMAT_FIELDS = tuple({name: None for names, _ in FORMATS for name in names})
 """Columns by which such records are known."""
 
 
-def name_shape(record: dict[str, Any]) -> str:
+def name_format(record: dict[str, Any]) -> str:
     """What a message adds for a record of a public set that is not read."""
     names = {*map(plain_name, record)}
-    return next((told for fields, told in SHAPES if {*fields} <= names), "")
+    return next((told for fields, told in FORMATS if {*fields} <= names), "")
 
 
 def rewrite_chat(record: dict[str, Any], *, where: str) -> tuple[dict[str, Any], bool]:
@@ -68,32 +72,69 @@ def rewrite_chat(record: dict[str, Any], *, where: str) -> tuple[dict[str, Any],
 
     Raises `UselessRecord` where there is no answer or a call of tools, and `InvalidRecord`, beginning with `where`.
     """
-    if (turns := _find_turns(record, where=where)) is not None:
-        system = record.get("meta_instruction") or record.get("system") or ""
-        system = re.sub(r"\ASYSTEM:\s*", "", system) if isinstance(system, str) else system
-        return {"messages": turns, "system": system}, False
+    if (key := find_list(record)) is not None:
+        return (record if _is_list(record[key]) else _add_meta(record)), False
+    if record.keys().isdisjoint(_REWRITTEN) or _has_dialogue(record, where=where):
+        return record, False
     record = _rename_fields(record)
-    for key in ("answers", "answer", "completions", "generations"):
-        if "chosen" not in record and (found := _choose_answer(record, key)) is not None:
+    for key in _find_choices(record):
+        if (found := _choose_answer(record, key)) is not None:
             text, is_chosen = found
             turns = split_prompt(record.get("prompt"), where=where)
             asked = {} if turns is None else {"prompt": turns}
             return {name: record[name] for name in record if name != key} | asked | {"output": text}, is_chosen
-    return record, False
+    if _is_complete(record):
+        return record, False
+    if (key := next((key for key in ONE_ANSWER if isinstance(record.get(key), str)), None)) is not None:
+        return {name: record[name] for name in record if name != key} | {"output": record[key]}, False
+    return (_add_meta(record) if "plain_text" in record else record), False
 
 
-def _find_turns(record: dict[str, Any], *, where: str) -> list[Any] | None:
-    """Messages of MOSS's turns, of a text with marks of who speaks, and of turns that hold question and answer."""
-    chat = record.get("chat")
-    if isinstance(chat, dict) and "turn_1" in chat:
-        return _read_moss([chat[f"turn_{number}"] for number in range(1, len(chat) + 1) if f"turn_{number}" in chat])
-    for key in _TEXTS:
-        value = record.get(key)
-        if isinstance(value, str) and (turns := _split_moss(value) or split_dialogue(value, where=where)) is not None:
-            return turns
-        if isinstance(value, list) and (pairs := split_turns(value)) is not None:
-            return pairs
-    return None
+def find_list(record: dict[str, Any]) -> str | None:
+    """The field of a list of messages, or of what stands for one. A number, such as that of `turns`, counts them."""
+    return next((key for key in LISTS if not isinstance(record.get(key), int | float | None)), None)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list, or a text of one."""
+    return isinstance(value, list) or (
+        isinstance(value, str) and value.lstrip().startswith("[") and _MOSS_TEXT.match(value) is None
+    )
+
+
+def _has_dialogue(record: dict[str, Any], *, where: str) -> bool:
+    """Whether the turns are those of the field `text`, because there are no fields of a question and an answer."""
+    text = record.get("text")
+    return isinstance(text, str) and not _is_complete(record) and split_text(text, where=where) is not None
+
+
+def _is_complete(record: dict[str, Any]) -> bool:
+    """Whether a record has a question and an answer."""
+    return all(any(record.get(key) is not None for key in keys) for keys in ((*QUESTIONS, *ADDED), ANSWERS))
+
+
+def _find_choices(record: dict[str, Any]) -> tuple[str, ...]:
+    """Fields of several answers, or of an object around one. A text that is the answer stays it."""
+    if "chosen" in record:
+        return ()
+    if (answer := next((key for key in ANSWERS if record.get(key) is not None), None)) is not None:
+        question = next((record[key] for key in (*QUESTIONS, *ADDED) if record.get(key) is not None), None)
+        is_text = isinstance(question, list) or isinstance(record[answer], str)
+        return ("answer",) if answer == "answer" and not is_text else ()
+    return ("answers", "completions", "generations")
+
+
+def _add_meta(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with MOSS's text of the system, or Glaive's without the mark before it, under `system`."""
+    system = next((text for key in SYSTEM if (text := record.get(key))), record.get(META))
+    return record | {"system": re.sub(r"\ASYSTEM:\s*", "", system)} if isinstance(system, str) else record
+
+
+def split_text(value: Any, *, where: str) -> list[Any] | None:
+    """Messages of MOSS's turns, or of a text with marks of who speaks; None for anything else."""
+    if isinstance(value, dict) and "turn_1" in value:
+        return _read_moss([value[name] for number in range(1, len(value) + 1) if (name := f"turn_{number}") in value])
+    return (_split_moss(value) or split_dialogue(value, where=where)) if isinstance(value, str) else None
 
 
 def split_prompt(prompt: Any, *, where: str) -> list[Any] | None:
@@ -102,28 +143,6 @@ def split_prompt(prompt: Any, *, where: str) -> list[Any] | None:
         return None
     turns = split_speakers(prompt, where=where)
     return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else turns
-
-
-def split_turns(turns: Sequence[Any]) -> list[Any] | None:
-    """Messages of turns such as `{"input": …, "output": …}`, perhaps with a system; None for other lists."""
-    keys = [_find_keys(turn) for turn in turns]
-    if not keys or None in keys:
-        return None
-    messages: list[Any] = []
-    for turn, found in zip(turns, keys, strict=True):
-        asked, answered = found or ("", "")
-        if (system := turn.get("system")) and not messages:
-            messages.append({"role": "system", "content": system})
-        messages += [{"role": "user", "content": turn[asked]}, {"role": "assistant", "content": turn[answered]}]
-    return messages
-
-
-def _find_keys(turn: Any) -> tuple[str, str] | None:
-    """The fields of the question and of the answer of a turn; None for a message, which has a role."""
-    if not isinstance(turn, dict) or not turn.keys().isdisjoint(ROLE_KEYS):
-        return None
-    asked, answered = (next((key for key in keys if key in turn), None) for keys in (ASKED, ANSWERED))
-    return (asked, answered) if asked is not None and answered is not None else None
 
 
 def _read_moss(turns: Sequence[Any]) -> list[Any]:
@@ -149,15 +168,20 @@ def _split_moss(text: str) -> list[Any] | None:
 
 
 def _rename_fields(record: dict[str, Any]) -> dict[str, Any]:
-    """P3's texts beside their ids, Natural Instructions' definition, and CAMEL's two messages."""
-    if {"inputs_pretokenized", "targets_pretokenized"} <= record.keys():
-        return {"prompt": record["inputs_pretokenized"], "completion": record["targets_pretokenized"]}
-    if {"definition", "inputs", "targets"} <= record.keys():
-        definition = record["definition"]
-        definition = definition[0] if isinstance(definition, list) and len(definition) == 1 else definition
-        return {"instruction": definition, "input": record["inputs"], "output": record["targets"]}
-    if {"message_1", "message_2"} <= record.keys():
-        return {"prompt": record["message_1"], "completion": record["message_2"]}
+    """P3's texts beside their ids, Natural Instructions' definition, and CAMEL's two messages.
+
+    A record with other fields of questions or answers keeps its names, because they would be left out.
+    """
+    for names in (("inputs_pretokenized", "targets_pretokenized"), ("definition", "inputs", "targets"), _CAMEL):
+        own = {*names, "inputs", "targets"} if names[0].startswith("inputs") else {*names}
+        others = {*LISTS, *QUESTIONS, *ANSWERS, *ADDED} - own
+        is_text = names[0].startswith("inputs") and isinstance(record.get("inputs"), str)  # it has no ids
+        if {*names} <= record.keys() and not is_text and all(record.get(key) is None for key in others):
+            values = [record[name] for name in names]
+            if isinstance(values[0], list) and len(values[0]) == 1:
+                values[0] = values[0][0]
+            new = ("prompt", "completion") if len(names) == 2 else ("instruction", "input", "output")
+            return {key: value for key, value in record.items() if key not in own} | dict(zip(new, values, strict=True))
     return record
 
 
@@ -204,13 +228,13 @@ def _rate(item: Any) -> float | None:
     """How good an answer is: a larger number is better."""
     if not isinstance(item, dict):
         return None
-    score = next((item[key] for key in ("overall_score", "score", "rating") if key in item), None)
+    score = next((item[key] for key in ("overall_score", "score", "rating") if item.get(key) is not None), None)
     score = -item["rank"] if score is None and isinstance(item.get("rank"), int | float) else score
     return score if isinstance(score, int | float) and score == score else None  # no NaN
 
 
 def _find_answer(item: dict[str, Any]) -> str | None:
-    text = next((item[key] for key in ("answer", "response", "text", "generation") if key in item), None)
+    text = next((item[key] for key in ("answer", "response", "text", "generation") if item.get(key) is not None), None)
     return text if isinstance(text, str) else None
 
 

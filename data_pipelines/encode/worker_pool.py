@@ -97,9 +97,27 @@ def map_on_cores(
 def _start_worker() -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     with theirs:
-        command = [sys.executable, "-c", START, json.dumps([os.path.abspath(path) for path in sys.path])]
-        number = theirs.fileno()
+        places, number = json.dumps([os.path.abspath(path) for path in sys.path]), theirs.fileno()
+        command = [sys.executable, *_list_options(), "-c", START, places]
         return subprocess.Popen([*command, str(number)], stdin=subprocess.DEVNULL, pass_fds=[number]), ours
+
+
+def _list_options() -> list[str]:
+    """Python's options of this process, for a worker.
+
+    With `-P`, nothing is imported from the working directory before the worker knows where modules are found.
+    """
+    flags = sys.flags
+    options = {
+        "-I": flags.isolated,
+        "-E": flags.ignore_environment,
+        "-s": flags.no_user_site,
+        "-S": flags.no_site,
+        "-B": flags.dont_write_bytecode,
+    }
+    given = [name for name, is_on in options.items() if is_on] + ["-O"] * flags.optimize + ["-b"] * flags.bytes_warning
+    extra = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    return ["-P", *given, *(f"-W{warning}" for warning in sys.warnoptions), *extra]
 
 
 def _map(pipes: list[Connection], arguments: Iterable[T], *, function: Callable[[T], R]) -> Iterator[R]:

@@ -22,7 +22,7 @@ from data_pipelines.readers.records import (
 )
 from data_pipelines.readers.tfds_sets import TfdsSet, open_tfds
 from gptjax.core.errors import UserError
-from gptjax.tokenization.messages import CONTENT_KEYS, ROLE_KEYS
+from gptjax.tokenization.messages import CONTENT_KEYS, ROLE_KEYS, ROLE_NAMES, TOOL_ROLES
 
 
 class RecordSource(Protocol):
@@ -118,11 +118,7 @@ def _to_json(value: Any) -> Any:
     """A value of TFDS as JSON; messages whose roles and contents are two lists become a list of objects."""
     if isinstance(value, dict):
         fields = {key: _to_json(part) for key, part in value.items()}
-        keys = {*fields}
-        is_list = not keys.isdisjoint(ROLE_KEYS) and not keys.isdisjoint(CONTENT_KEYS)
-        if is_list and all(isinstance(part, list) for part in fields.values()):
-            return [dict(zip(fields, parts, strict=True)) for parts in zip(*fields.values(), strict=True)]
-        return fields
+        return _split_fields(fields) if _hold_messages(fields) else fields
     if isinstance(value, np.ndarray):
         return [_to_json(part) for part in value] if value.ndim else _to_json(value.item())
     if isinstance(value, list | tuple):
@@ -130,3 +126,15 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _to_json(value.item())
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def _hold_messages(fields: dict[str, Any]) -> bool:
+    """Whether lists of one length hold a known role and a content of each message; other lists stay apart."""
+    if fields.keys().isdisjoint(CONTENT_KEYS) or not all(isinstance(part, list) for part in fields.values()):
+        return False
+    roles = [str(role).lower() for key in ROLE_KEYS for role in fields.get(key, [])]
+    return len({*map(len, fields.values())}) == 1 and any(role in ROLE_NAMES or role in TOOL_ROLES for role in roles)
+
+
+def _split_fields(fields: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(fields, parts, strict=True)) for parts in zip(*fields.values(), strict=True)]
