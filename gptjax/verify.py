@@ -5,13 +5,15 @@
 
 For a run, each checkpoint, the files beside the checkpoints, a stored reference and the logs are compared with the
 sizes and sums that were written with them. So is an export of `to-hf` or `to-peft`. For prepared data, every file is
-compared with its manifest. Exits with 2 if anything differs.
+compared with its manifest. Exits with 2 if anything differs. Reports, pictures and logs for people may be deleted, and
+the card of an export may be edited: a note tells of it.
 """
 
 import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +23,23 @@ from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_met
 from gptjax.checkpoints.rotation import list_set_aside
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_file
+from gptjax.core.file_sums import (
+    SUMS_FILE,
+    DamagedFileError,
+    FileSum,
+    describe_unchanged,
+    find_damage,
+    read_sums,
+    sum_file,
+)
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS, list_references
-from gptjax.runs.run_sums import find_log_damage
+from gptjax.runs.run_sums import DISPOSABLE, find_log_damage
+
+_CARD = "README.md"
+"""The card of an export, which its owner may edit. `model_card` names it, too, and imports flax."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +116,23 @@ def _verify_run_files(directory: Path) -> list[str]:
             return [f"{directory / SUMS_FILE} is missing: {why}"]
         print(f"{directory}: no sums of config and tokenizer (of an earlier gptjax, or killed while it began)")
         return []
-    if not (problems := find_damage(directory, found[0])):
-        print(f"{directory}: {', '.join(found[0])} are unchanged")
+    sums = {name: file_sum for name, file_sum in found[0].items() if not _note_own_change(directory / name, file_sum)}
+    if not (problems := find_damage(directory, sums)) and sums:
+        print(f"{directory}: {describe_unchanged(sums)}")
     return problems
+
+
+def _note_own_change(path: Path, written: FileSum) -> bool:
+    """Whether a file was deleted, or the card edited, by its owner, who may do so; prints a note of it."""
+    if not any(fnmatch(path.name, pattern) for pattern in (*DISPOSABLE, _CARD)):
+        return False
+    if not path.is_file():
+        print(f"note: {path} was deleted")
+        return True
+    if path.name != _CARD or sum_file(path) == written:
+        return False
+    print(f"note: {path} was edited since it was written")
+    return True
 
 
 def _verify_references(files: Iterable[Path]) -> list[str]:
@@ -120,8 +147,8 @@ def _verify_references(files: Iterable[Path]) -> list[str]:
             problems.append(f"{file} is not as it was written")
             continue
         damage = [problem for path, sha256 in sums.items() if (problem := _describe_reference(path, sha256))]
-        if not damage:
-            print(f"{file.parent}: {', '.join(path.name for path in sums)} are unchanged")
+        if not damage and sums:
+            print(f"{file.parent}: {describe_unchanged([path.name for path in sums])}")
         problems += [f"{problem}. The next start of the run computes it again" for problem in damage]
     return problems
 

@@ -32,6 +32,7 @@ from gptjax.evaluation.comparison import Evaluation, compare
 from gptjax.evaluation.figures import DocumentSums, Figure
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.report import to_result, write_result
+from gptjax.evaluation.task_results import TaskResults
 from gptjax.evaluation.texts import number_repeats
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.runs.run_dir import RunDir, write_imported_run
@@ -361,6 +362,21 @@ def test_an_interrupted_evaluation_says_so_in_its_result(
     result = json.loads((tmp_path / "x.json").read_text())
     [found] = [result] if count == 1 else result["checkpoints"]
     assert (found["checkpoint"], found["failed"]) == ("a", "interrupted")
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), UserError("the task is broken")])
+def test_responses_that_cannot_be_written_do_not_hide_why_tasks_ended(
+    end: BaseException, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = Evaluate(("a",), responses=str(tmp_path / "absent/file"))
+    evaluation, results = Evaluation("a", {}), TaskResults(figures={"arc acc": Figure(1.0, 1.0, 1.0)})
+    with pytest.raises(type(end)) as ended, checkpoints.keep_results(evaluation, options, results):
+        raise end
+    assert ended.value is end
+    assert "arc acc" in evaluation.figures
+    assert f"warning: --responses={options.responses} cannot be written" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be written"), checkpoints.keep_results(evaluation, options, results):
+        pass
 
 
 def test_a_checkpoint_that_is_spelled_twice_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

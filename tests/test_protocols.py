@@ -291,11 +291,18 @@ def test_conversations_are_scored_each_by_itself(model: GPT, nats_of: Callable) 
     for reader in (model, with_static(model, config=replace(model.config, intra_document_mask=True))):
         found = score_text(reader, text, EvalProtocol().resolve(CONTEXT))
         np.testing.assert_allclose(found.nats, [nats_of(part).sum() for part in ids], atol=1e-4)
-    for name in ("nanogpt", "modded-nanogpt"):
-        with pytest.raises(UserError, match=r"^chat: holds conversations, .* --documents=together \(--protocol="):
-            score_text(model, text, find_protocol(name).resolve(CONTEXT))
-    with pytest.raises(UserError, match=r"and --offsets runs documents together"):
-        score_text(model, text, EvalProtocol(offsets=(0,)).resolve(CONTEXT))
+    nanogpt, modded = find_protocol("nanogpt"), find_protocol("modded-nanogpt")
+    for protocol, told in (
+        (nanogpt, r"and --protocol=nanogpt runs them together\. Take --protocol=gptjax or harness\.$"),
+        (modded, r"and --protocol=modded-nanogpt runs them together\. Take --protocol=gptjax or harness\.$"),
+        (EvalProtocol(documents="together"), r"and --documents=together runs them together\. Leave --documents out\.$"),
+        (EvalProtocol(offsets=(0,)), r"Leave --offsets out, with --protocol=gptjax or harness\.$"),
+        (replace(nanogpt, offsets=(0,)), r"Leave --offsets out, with --protocol=gptjax or harness\.$"),
+    ):
+        with pytest.raises(UserError, match=rf"^chat: holds conversations, which are scored each by itself, .*{told}"):
+            score_text(model, text, protocol.resolve(CONTEXT))
+    with pytest.raises(UserError, match="Take --protocol=nanogpt for a text, or leave --offsets out"):
+        replace(find_protocol("harness"), offsets=(0,)).resolve(CONTEXT)
 
 
 @pytest.mark.parametrize("changes", [{}, {"stride": 7}, {"stride": 5, "label_shift": True}, {"offsets": (3, 35)}])

@@ -15,7 +15,7 @@ from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
-from gptjax.runs.run_sums import list_logs
+from gptjax.runs.run_sums import list_logs, seal_run
 from gptjax.verify import main, verify
 
 
@@ -65,13 +65,79 @@ def test_verify_names_a_damaged_file_of_a_stored_reference(run: Path, name: str,
         (folder / "reference.json").write_text(json.dumps({"sha256": {"train": file_sha256(folder / "train.npy")}}))
     write_run_files(run, tiny_config(run.parent / "shards"), tokenizer())
     assert verify(run) == []
-    assert f"{run}/reference/1: train.npy are unchanged" in capsys.readouterr().out
+    assert f"{run}/reference/1: train.npy is unchanged" in capsys.readouterr().out
     flip_bit(run / "reference" / name)
     (problem,) = verify(run)
     assert problem.startswith(f"{run}/reference/{name} has changed since it was written")
     (run / "reference" / name).unlink()
     (problem,) = verify(run)
     assert problem.startswith(f"{run}/reference/{name} is missing")
+
+
+def save_step(run: Path, step: int, **texts: str) -> None:
+    """Add texts to logs of a run, and save a step."""
+    for name, text in texts.items():
+        with (run / {"metrics": METRICS, "console": "console.log"}[name]).open("a") as file:
+            file.write(text)
+    keep = CheckpointConfig(keep_every=1)
+    with CheckpointManager(run / CHECKPOINTS, keep, list_logs=lambda: list_logs(run)) as checkpoints:
+        checkpoints.save(step, make_state(), metadata={}, best_value=None)
+
+
+@pytest.mark.parametrize("again", ["shorter", "also longer than it was before"])
+def test_log_that_was_begun_anew_is_told_once_and_is_no_damage(
+    run: Path, again: str, capsys: pytest.CaptureFixture[str]
+):
+    save_step(run, 2, console="the first start\n")
+    (run / "console.log").unlink()
+    assert verify(run) == []
+    assert f"note: {run}/console.log is missing; it had 16 bytes when step 2 was saved" in capsys.readouterr().out
+    save_step(run, 3, console=again)
+    save_step(run, 4, console="more")
+    assert verify(run) == []
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    told = "was begun anew, or repaired, after step 2 was saved and before step 3 was saved; since then it is unchanged"
+    assert notes == [f"note: {run}/console.log {told}"]
+    flip_bit(run / "console.log")
+    (problem,) = verify(run)
+    where = "from when it began until step 3 was saved" if again == "shorter" else "from when it began until step 2"
+    assert f"of the time {where}" in problem
+
+
+def test_metrics_that_were_repaired_are_a_note_once_the_run_has_summed_them(run: Path):
+    save_step(run, 2)
+    (run / METRICS).write_text('{"step": 2}\n')
+    (problem,) = verify(run)
+    assert "If you changed it yourself, the next start of the run sums it anew" in problem
+    seal_run(run)
+    assert verify(run) == []
+
+
+def test_change_after_a_log_was_begun_anew_lies_between_steps_in_their_order(run: Path):
+    for step, text in ((2, "x" * 90), (3, "y" * 9), (4, "z" * 99)):
+        if step == 3:
+            (run / "console.log").unlink()
+        save_step(run, step, console=text)
+    (run / "console.log").write_text("y" * 9 + "z" * 98 + "!")
+    (problem,) = verify(run)
+    assert "between its bytes 9 and 108, of the time from when step 3 was saved until step 4 was saved" in problem
+
+
+@pytest.mark.parametrize("name", ["loss.png", "traceback-1.txt", "metrics.jsonl.broken", "wandb_id"])
+def test_file_that_may_be_thrown_away_is_a_note(run: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    (run / name).write_text("written by the run")
+    seal_run(run)
+    (run / name).unlink()
+    assert verify(run) == []
+    assert f"note: {run / name} was deleted" in capsys.readouterr().out
+
+
+def test_logs_of_an_earlier_build_are_not_called_new(run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "goodput.jsonl").write_text("{}\n")
+    assert verify(run) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{run}: metrics.jsonl is unchanged" in lines
+    assert lines[-1] == f"{run}: without sums: goodput.jsonl (begun since the last checkpoint, or by an earlier gptjax)"
 
 
 def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

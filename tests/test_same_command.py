@@ -2,8 +2,9 @@
 
 import shutil
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +16,10 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtocol
 from gptjax.evaluators.exact_match import ExactMatch
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.distillation import Distillation
 from gptjax.objectives.preference import DPO
-from gptjax.runs import same_command
+from gptjax.runs import read_places, same_command
 from gptjax.runs.resume import Fingerprints
 from gptjax.runs.same_command import check_same_command
 
@@ -115,3 +117,73 @@ def test_content_of_places_is_compared_on_whatever_path_it_lies(tmp_path: Path, 
     shutil.rmtree(tmp_path / "second/teacher")
     with pytest.raises(UserError, match=r"in: content of init_from\. Give"):  # that of before
         check_together([(place("first"), FOUND), (place("second", changed="start/weights"), FOUND)], monkeypatch)
+
+
+@dataclass(frozen=True)
+class OwnEvaluator(ValidationLoss):
+    """An evaluator of a user's own, with fields of any type."""
+
+    lexicon: str = ""
+    data: Any = None
+    text: Any = None
+    extra: Any = ()
+
+
+def test_files_of_own_classes_are_compared_and_their_directories_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Fields with the names of places may hold anything else."""
+
+    def place(disk: str, words: str) -> TrainConfig:
+        (tmp_path / disk / "out").mkdir(parents=True, exist_ok=True)
+        (tmp_path / disk / "out/log").write_text(disk)
+        (tmp_path / disk / "words").write_text(words)
+        own = OwnEvaluator(
+            lexicon=f"{tmp_path}/{disk}/words", data=[{"a": 1}], text=[1, 2], extra=[f"{tmp_path}/{disk}/out"]
+        )
+        return replace(tiny_config(tmp_path / "shards"), evaluators=(own,))
+
+    check_together([(place("a", "same"), FOUND), (place("b", "same"), FOUND)], monkeypatch)
+    with pytest.raises(UserError, match=r"in: content of evaluators\.0\.lexicon\. Give"):
+        check_together([(place("a", "same"), FOUND), (place("b", "else"), FOUND)], monkeypatch)
+
+
+def test_other_files_beside_a_saved_model_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def place(disk: str) -> TrainConfig:
+        (tmp_path / disk).mkdir()
+        for name in ("model.safetensors", "tokenizer.json"):
+            (tmp_path / disk / name).write_text("same")
+        for name in ("notes.txt", "trainer_state.json", "checksums.json"):
+            (tmp_path / disk / name).write_text(disk)
+        (tmp_path / disk / "config.json").write_text('{"model_type": "gpt2"}')
+        return tiny_config(tmp_path / "shards", init_from=str(tmp_path / disk))
+
+    check_together([(place("a"), FOUND), (place("b"), FOUND)], monkeypatch)
+
+
+def test_steps_of_a_run_that_goes_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    start = tmp_path / "start"
+    config = tiny_config(tmp_path / "shards", init_from=str(start))
+    steps = iter([[3], [3, 5]])
+    monkeypatch.setattr(read_places, "complete_steps", lambda path: next(steps))
+    for step in ("3", "5"):
+        (start / "checkpoints" / step).mkdir(parents=True)
+        (start / "checkpoints" / step / "checksums.json").write_text(step)
+    found = r"in: newest step of init_from \(5, and 3 on process 0\), content of init_from\. .* wait for its end"
+    with pytest.raises(UserError, match=found):
+        check_together([(config, FOUND), (config, FOUND)], monkeypatch)
+
+
+@pytest.mark.parametrize("place", ["its size", 0, 8_600_000, 19_999_999])
+def test_large_files_are_compared_by_size_and_samples(
+    place: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    configs = []
+    for name in ("a", "b"):
+        content = bytearray(20_000_000 + (name == "b" and place == "its size"))
+        if name == "b" and isinstance(place, int):
+            content[place] = 1
+        (tmp_path / name).write_bytes(content)
+        configs.append(replace(tiny_config(tmp_path), evaluators=(TextProtocol(text=str(tmp_path / name)),)))
+    with pytest.raises(UserError, match=r"in: content of evaluators\.0\.text\."):
+        check_together([(config, FOUND) for config in configs], monkeypatch)

@@ -1,6 +1,6 @@
 """A byte that is flipped anywhere in what a command has written is named by `verify`: one table of all kinds of files.
 
-`.lock` is no content, and `.verified.json` may be deleted at any time.
+`.lock` is no content, `.verified.json` may be deleted at any time, and the card of an export is its owner's to edit.
 """
 
 import json
@@ -17,18 +17,21 @@ from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax import convert
+from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.process.console import safe_console
 from gptjax.process.diagnosis import write_report
+from gptjax.runs import trainer
 from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.run_lock import run_lock
 from gptjax.runs.trainer import train
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.verify import verify
 
 KINDS = ("run", "imported", "shards", "exported", "adapters", "prepared", "chats", "preferences")
-NOT_SUMMED = {".lock", ".verified.json"}
+NOT_SUMMED = {".lock", ".verified.json", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,24 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     prepare(Prepare(source=str(root / "text.txt"), output=data, tokenizer="bytes", split="none", processes=1))
     prepare_answers(root)
     return {kind: root / kind for kind in KINDS} | {"run": config.directory}
+
+
+def test_sums_at_the_end_are_written_before_another_start_may_write(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def start_another(directory: Path) -> None:
+        with pytest.raises(UserError, match="another process is training this run"), run_lock(directory):
+            pass
+        refused.append(directory)
+
+    monkeypatch.setattr(trainer, "seal_run", start_another)
+    config = replace(tiny_config(places["shards"], steps=1), output_dir=str(tmp_path))
+    assert train(config) == 0
+    assert refused == [config.directory]
+    with run_lock(config.directory):
+        pass
 
 
 def prepare_answers(root: Path) -> None:
@@ -106,6 +127,18 @@ def test_verify_names_a_flipped_byte_in_every_file(
             assert any(file.name in problem for problem in problems), (flipped, problems)
             assert len(problems) == 1 or file.name == MANIFEST_NAME, (flipped, problems)
     assert verify(directory) == []
+
+
+def test_edited_card_of_an_export_is_a_note(places: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    card = places["exported"] / "README.md"
+    content = card.read_bytes()
+    card.write_text("my own words")
+    assert verify(card.parent) == []
+    card.unlink()
+    assert verify(card.parent) == []
+    card.write_bytes(content)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert notes == [f"note: {card} was edited since it was written", f"note: {card} was deleted"]
 
 
 def test_flip_in_a_log_is_placed_between_two_checkpoints_and_ends_nothing(places: dict[str, Path]) -> None:

@@ -43,6 +43,6 @@ def find_explanation(words: Sequence[str], flags: Flags, *, instead: bool = Fals
 def is_for(row: Row, flags: Set[str]) -> bool:
     """Whether a command with these flags has those of the row or, if it names none, those in its sentence."""
     if row.to:
-        return any(flags.issuperset(part.split("+")) for part in row.to.split(" | "))
+        return any({*part.split("+")} <= flags for part in row.to.split(" | "))
     own = re.sub(r"(gptjax|data_pipelines)\.\w+( --\S+)+", "", row.say)  # the flags of other commands
-    return flags.issuperset(re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own))
+    return {*re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own)} <= flags

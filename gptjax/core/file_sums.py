@@ -144,6 +144,11 @@ def find_damage(directory: Path, sums: FileSums) -> list[str]:
     return [problems[name] for name in sums if name in problems]
 
 
+def describe_unchanged(names: Collection[str]) -> str:
+    """`a is unchanged`, `a, b are unchanged`."""
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} unchanged"
+
+
 def _describe_change(path: Path, wanted: FileSum, progress: ReadProgress) -> str | None:
     try:
         found = sum_file(path, on_read=progress.add)

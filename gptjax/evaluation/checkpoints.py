@@ -18,6 +18,7 @@ from gptjax.evaluation.comparison import Evaluation
 from gptjax.evaluation.figures import compute_figures
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.protocols import EvalProtocol
+from gptjax.process.console import print_once
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
@@ -145,19 +146,39 @@ def add_tasks(
         tokenizer = with_chatml(tokenizer)  # a base model with the tokens of chats is asked like its descendants
     adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)
     results = task_results.TaskResults()
-    try:
+    with keep_results(evaluation, options, results):
         tasks.run(adapter, results)
-    finally:  # what was finished before an interruption is kept
-        evaluation.figures |= results.figures
-        evaluation.items |= results.items
-        if results.about or results.failed:
-            evaluation.about["harness"] = results.to_json()
-        if options.responses is not None:
-            mode = "w" if evaluation.name == options.checkpoints[0] else "a"
-            path = expand_path(options.responses)
-            task_results.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
     if results.failed:
         evaluation.about["failed"] = f"the tasks {', '.join(results.failed)} failed"
+
+
+@contextlib.contextmanager
+def keep_results(evaluation: Evaluation, options: Evaluate, results: "task_results.TaskResults") -> Iterator[None]:
+    """Keep what tasks have found inside the context, also after an error or Ctrl-C, which goes on.
+
+    Raises:
+        UserError: the file of responses cannot be written. After an error this is a warning.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            _add_results(evaluation, options, results)
+        except UserError as unwritten:
+            print_once(f"warning: {unwritten}", to_stderr=True)
+        raise
+    _add_results(evaluation, options, results)
+
+
+def _add_results(evaluation: Evaluation, options: Evaluate, results: "task_results.TaskResults") -> None:
+    evaluation.figures |= results.figures
+    evaluation.items |= results.items
+    if results.about or results.failed:
+        evaluation.about["harness"] = results.to_json()
+    if options.responses is not None:
+        mode = "w" if evaluation.name == options.checkpoints[0] else "a"
+        path = expand_path(options.responses)
+        task_results.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
 
 
 def add_core(

@@ -49,7 +49,8 @@ class Evaluate:
     first_token: FirstToken | None = None
     """Whether an end of text goes before each document, so that its first token is predicted, too."""
     documents: Documents | None = None
-    """Whether documents run together or each is scored by itself."""
+    """Whether documents run together or each is scored by itself. Default: the protocol's; gptjax and hf-stride-512 run
+    texts together and score each conversation by itself."""
     words: Words | None = None
     """What word perplexity counts: words; line-ends, too; or split, as the harness does."""
     tokens: int | None = None

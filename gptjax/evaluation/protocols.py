@@ -77,12 +77,15 @@ class EvalProtocol:
         """
         if not are_conversations:
             return self
-        if self.documents == "together" or self.offsets is not None:
-            given = "--offsets" if self.offsets is not None else f"--documents=together (--protocol={self.name})"
-            raise UserError(
-                f"{name}: holds conversations, which are scored each by itself, and {given} runs documents together. "
-                "Take --protocol=gptjax or harness without it."
-            )
+        given, advice = None, ""
+        if self.offsets is not None:
+            given, advice = "--offsets are places in one text", "Leave --offsets out, with --protocol=gptjax or harness"
+        elif self.documents == "together":
+            is_preset = self.name in PRESETS and PRESETS[self.name].documents == "together"
+            given = f"{f'--protocol={self.name}' if is_preset else '--documents=together'} runs them together"
+            advice = "Take --protocol=gptjax or harness" if is_preset else "Leave --documents out"
+        if given is not None:
+            raise UserError(f"{name}: holds conversations, which are scored each by itself, and {given}. {advice}.")
         return replace(self, documents="alone")
 
     def check_options(self) -> None:
@@ -96,7 +99,7 @@ class EvalProtocol:
         if self.documents == "alone":
             raise UserError(
                 f"--offsets are places in one text, and --protocol={self.name} takes each document by itself. Take "
-                "--protocol=nanogpt."
+                "--protocol=nanogpt for a text, or leave --offsets out."
             )
         if self.stride != self.window or self.label_shift or self.ends_with_text or self.tokens is not None:
             raise UserError(

@@ -3,41 +3,56 @@
 Each process of a run may have its own copy of them, at its own path. Their content must be the same.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gptjax.checkpoints.integrity import complete_steps
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import SUMS_FILE, list_files, sum_file, sum_files
+from gptjax.core.file_sums import SUMS_FILE, list_files
 from gptjax.core.files import expand_path, hash_json
 from gptjax.core.serialization import to_json
 from gptjax.data.manifest import read_manifest
+from gptjax.huggingface.model_dir import FETCHED_FILES
+from gptjax.process.progress import note_progress
 from gptjax.runs.checkpoint_source import is_saved_model
 from gptjax.runs.run_dir import CHECKPOINTS, has_trained
 from gptjax.tokenization.tokenizer import SAVED_FILES
 
 PLACES = ("bundle", "data", "include_path", "path", "reference", "task_data", "teacher", "text")
-"""Fields of evaluators and objectives that say where something lies. In a user's own classes, paths show by a slash."""
-_MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
-"""Ends of the names of what is read of a saved model."""
+"""Fields of evaluators and objectives that say where something lies."""
+_PATH_STARTS = ("/", "./", "../", "~")
+"""Starts of a text that is a path, in whatever field: also of a user's own classes."""
+_SAMPLE_BYTES = 2**17
+_SAMPLES = 8
+"""A file of up to so many samples is read whole. Of a larger one, these, evenly spread over it, are compared."""
 
 
-def identify_places(config: TrainConfig) -> dict[str, str | None]:
-    """Hashes of what lies at each place, by the field that names it; None where there is nothing.
+def identify_places(config: TrainConfig) -> dict[str, str | int | None]:
+    """What lies at each place, by the field that names it: a hash, or None where there is nothing.
 
-    Reads every byte, except of runs and of prepared data, whose sums are known.
+    Of a run, also the number of its newest step, which is the one that is read: while the run goes on, it changes.
+    Large files are identified by size and samples.
     """
     found = {} if has_trained(config.directory) else {"init_from": config.init_from or ""}
     for section in ("objective", "evaluators"):
         found |= {f"{section}.{name}": place for name, place in _list_places(to_json(getattr(config, section)))}
-    return {name: _identify_all(places) for name, places in found.items()}
+    marks: dict[str, str | int | None] = {}
+    for name, places in found.items():
+        step = _find_newest_step(places) if isinstance(places, str) else None
+        marks[f"newest step of {name}"] = step
+        marks[f"content of {name}"] = _identify_all(places, is_known=_has_known_name(name), step=step)
+    return marks
 
 
 def is_place(name: str, value: Any) -> bool:
-    """Whether a field of this name says where something lies."""
-    return name in PLACES and bool(value) and isinstance(value, str | list)
+    """Whether a field of this name says where something lies: by its name, or since its text begins as a path does."""
+    if isinstance(value, str) and value.startswith(_PATH_STARTS):
+        return True
+    texts = [value] if isinstance(value, str) else value
+    return name in PLACES and bool(value) and isinstance(texts, list) and all(isinstance(text, str) for text in texts)
 
 
 def _list_places(content: Any, prefix: str = "") -> Iterator[tuple[str, str | list[str]]]:
@@ -50,31 +65,63 @@ def _list_places(content: Any, prefix: str = "") -> Iterator[tuple[str, str | li
             yield from _list_places(value, f"{path}.")
 
 
-def _identify_all(places: str | list[str]) -> str | None:
-    found = [_identify(place) for place in ([places] if isinstance(places, str) else places)]
+def _has_known_name(name: str) -> bool:
+    return name == "init_from" or name.rpartition(".")[2] in PLACES
+
+
+def _find_newest_step(place: str) -> int | None:
+    """The newest complete step of the run at a place; None if no run is there."""
+    try:
+        steps = complete_steps(expand_path(place) / CHECKPOINTS) if place else []
+    except (OSError, ValueError, UserError):
+        return None
+    return steps[-1] if steps else None
+
+
+def _identify_all(places: str | list[str], *, is_known: bool, step: int | None) -> str | None:
+    each = [places] if isinstance(places, str) else places
+    found = [_identify(place, is_known=is_known, step=step) for place in each]
     return None if None in found else hash_json(found)
 
 
-def _identify(place: str) -> str | None:
+def _identify(place: str, *, is_known: bool, step: int | None) -> str | None:
+    """A hash of what is at a place. A directory counts if its field is known: another may be written to."""
     if not place:
         return None
     try:
         path = expand_path(place.rpartition("=")[2])  # of TASK=FILE
         if path.is_file():
-            return sum_file(path).sha256
-        return hash_json(list(_identify_directory(path))) if path.is_dir() else None
+            return _sample_file(path)
+        return hash_json(list(_identify_directory(path, step))) if path.is_dir() and is_known else None
     except (OSError, ValueError, UserError):  # whoever needs it says what is wrong
         return None
 
 
-def _identify_directory(path: Path) -> Iterator[Any]:
-    if steps := complete_steps(path / CHECKPOINTS):
-        step = path / CHECKPOINTS / str(steps[-1])
-        yield sum_files(path, [name for name in SAVED_FILES if (path / name).is_file()])
-        yield sum_files(step, [SUMS_FILE] if (step / SUMS_FILE).is_file() else list_files(step))
+def _identify_directory(path: Path, step: int | None) -> Iterator[Any]:
+    if step is not None:
+        directory = path / CHECKPOINTS / str(step)
+        yield _sample_files(path, [name for name in SAVED_FILES if (path / name).is_file()])
+        yield _sample_files(directory, [SUMS_FILE] if (directory / SUMS_FILE).is_file() else list_files(directory))
     elif (manifest := read_manifest(path)) is not None:
         yield [manifest.fingerprint, manifest.files, manifest.sidecars]
     elif is_saved_model(path):
-        yield sum_files(path, sorted(file.name for file in path.iterdir() if file.suffix in _MODEL_FILES))
+        yield _sample_files(path, {file.name for pattern in FETCHED_FILES for file in path.glob(pattern)})
     else:
-        yield sum_files(path, [name for name in list_files(path) if not name.startswith(".") and "/." not in name])
+        yield _sample_files(path, [name for name in list_files(path) if not name.startswith(".") and "/." not in name])
+
+
+def _sample_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: _sample_file(directory / name) for name in sorted(names)}
+
+
+def _sample_file(path: Path) -> str:
+    """SHA-256 of a file's size and of samples of it; of all of it, if it is small."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size} ".encode())
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            if size > _SAMPLES * _SAMPLE_BYTES:
+                file.seek((size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    note_progress()
+    return digest.hexdigest()

@@ -4,19 +4,29 @@ Lines are only added to logs. Each checkpoint has the sums of what they held whe
 the sums of the whole logs and of its picture to its own `checksums.json`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gptjax.checkpoints.integrity import list_steps, measure_logs, read_log_sums, sum_logs
-from gptjax.core.file_sums import DamagedFileError, FileSum, read_sums, sum_files, sum_prefixes, write_sums
+from gptjax.core.file_sums import (
+    DamagedFileError,
+    FileSum,
+    describe_unchanged,
+    read_sums,
+    sum_files,
+    sum_prefixes,
+    write_sums,
+)
 from gptjax.metrics.goodput import GOODPUT_FILE
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, REPORTS
 
 _LOGS = (METRICS, GOODPUT_FILE, CONSOLE_LOG, "tensorboard/*")
-_LAST_FILES = ("loss.png", f"{METRICS}.broken", *REPORTS)
-"""Files beside the logs that a run may have written before its end."""
+DISPOSABLE = ("loss.png", f"{METRICS}.broken", *REPORTS)
+"""Patterns of files beside the logs that a run may have written before its end. They may be deleted: no result depends
+on them."""
+_OWN_CHANGE = ". If you changed it yourself, the next start of the run sums it anew"
 _END = "the run ended"
 
 
@@ -33,7 +43,7 @@ def seal_run(directory: Path) -> None:
     try:
         if (found := read_sums(directory)) is None:
             return
-        names = sorted(path.name for pattern in _LAST_FILES for path in directory.glob(pattern))
+        names = sorted(path.name for pattern in DISPOSABLE for path in directory.glob(pattern))
         sums = found[0] | sum_files(directory, [name for name in names if name not in found[0]])
         write_sums(directory, sums, extra=sum_logs(measure_logs(list_logs(directory)), directory))
     except (OSError, DamagedFileError) as error:
@@ -50,48 +60,80 @@ class _Mark(NamedTuple):
 def find_log_damage(directory: Path) -> Iterator[str]:
     """Yield a line for each log of a run that is missing or has changed, with the steps between which it differs.
 
-    Prints which are unchanged, and which have more than was ever summed: of a run that goes on, or that was killed.
+    Prints which are unchanged since their last sum, which have more than was ever summed, and which have no sum. A note
+    tells of logs that were deleted, or begun anew or repaired before their last sum.
     """
     unchanged, open_logs = [], []
     marks = _collect_marks(directory)
     for name, found in marks.items():
-        path = directory / name
+        path, last = directory / name, found[-1]
         if not path.is_file():
-            yield f"{path} is missing; it had {found[-1].found.bytes:,} bytes when {found[-1].when}"
-        elif (problem := _describe_change(path, found)) is not None:
-            yield problem
-        else:
-            unchanged.append(name)
-            if more := path.stat().st_size - found[-1].found.bytes:
-                open_logs.append(f"{more:,} bytes of {name}")
-    open_logs += [name for path in list_logs(directory) if (name := str(path.relative_to(directory))) not in marks]
+            line = f"{path} is missing; it had {last.found.bytes:,} bytes when {last.when}"
+            if name in (METRICS, GOODPUT_FILE):
+                yield line
+            else:
+                print(f"note: {line}")
+            continue
+        is_same = _compare_marks(path, found)
+        if not is_same[-1]:
+            yield _describe_change(path, found, is_same)
+            continue
+        if not all(is_same):
+            print(f"note: {path} {_describe_new_start(found, is_same)}")
+        unchanged.append(name)
+        if more := path.stat().st_size - last.found.bytes:
+            open_logs.append(f"{more:,} bytes of {name}")
     if unchanged:
-        print(f"{directory}: {', '.join(unchanged)} are unchanged")
+        print(f"{directory}: {describe_unchanged(unchanged)}")
     if open_logs:
         print(f"{directory}: not summed yet: {', '.join(open_logs)}, written since the last checkpoint")
+    names = (str(path.relative_to(directory)) for path in list_logs(directory))
+    if unsummed := [name for name in names if name not in marks]:
+        why = "begun since the last checkpoint, or by an earlier gptjax"
+        print(f"{directory}: without sums: {', '.join(unsummed)} ({why})")
 
 
 def _collect_marks(directory: Path) -> dict[str, list[_Mark]]:
-    """What each log held when a checkpoint was saved and when the run ended, from the shortest to the longest."""
+    """What each log held when each checkpoint was saved and when the run ended, in this order."""
     marks: dict[str, list[_Mark]] = {}
     checkpoints = directory / CHECKPOINTS
     moments = [(f"step {step} was saved", checkpoints / str(step)) for step in list_steps(checkpoints)]
     for when, place in (*moments, (_END, directory)):
         for name, found in read_log_sums(place).items():
             marks.setdefault(name, []).append(_Mark(when, found))
-    return {name: sorted(found, key=lambda mark: mark.found.bytes) for name, found in marks.items()}
+    return marks
 
 
-def _describe_change(path: Path, marks: Iterable[_Mark]) -> str | None:
-    before, start = "it began", 0
+def _compare_marks(path: Path, marks: Sequence[_Mark]) -> list[bool]:
+    """Whether a log begins with what it held at each moment."""
     found = sum_prefixes(path, [mark.found.bytes for mark in marks])
-    for when, wanted in marks:
-        if found[wanted.bytes].bytes < wanted.bytes:
-            return f"{path} has {found[wanted.bytes].bytes:,} bytes; {wanted.bytes:,} were written when {when}"
-        if found[wanted.bytes] != wanted:
-            return (
-                f"{path} has changed since it was written: between its bytes {start:,} and {wanted.bytes:,}, of the "
-                f"time from when {before} until {when}"
-            )
-        before, start = when, wanted.bytes
-    return None
+    return [found[mark.found.bytes] == mark.found for mark in marks]
+
+
+def _describe_new_start(marks: Sequence[_Mark], is_same: Sequence[bool]) -> str:
+    """In words, how a log differs from its earlier sums that is as its last one says."""
+    last = max(index for index, same in enumerate(is_same) if not same)
+    return (
+        f"was begun anew, or repaired, after {marks[last].when} and before {marks[last + 1].when}; since then it is "
+        "unchanged"
+    )
+
+
+def _describe_change(path: Path, marks: Sequence[_Mark], is_same: Sequence[bool]) -> str:
+    """In words, between which moments a log differs that is not as its last sum says."""
+    size, last = path.stat().st_size, marks[-1]
+    if size < last.found.bytes:
+        return f"{path} has {size:,} bytes; {last.found.bytes:,} were written when {last.when}{_OWN_CHANGE}"
+    first = next((index for index in range(len(marks) - 1, 0, -1) if _begins_anew(marks, index)), 0)
+    index = max((index + 1 for index, same in enumerate(is_same) if same), default=first)
+    index = max(index, first)
+    before, start = (marks[index - 1].when, marks[index - 1].found.bytes) if index > first else ("it began", 0)
+    return (
+        f"{path} has changed since it was written: between its bytes {start:,} and {marks[index].found.bytes:,}, of "
+        f"the time from when {before} until {marks[index].when}{_OWN_CHANGE}"
+    )
+
+
+def _begins_anew(marks: Sequence[_Mark], index: int) -> bool:
+    """Whether a log had fewer bytes than at the moment before."""
+    return marks[index].found.bytes < marks[index - 1].found.bytes

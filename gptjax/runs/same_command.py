@@ -28,7 +28,7 @@ def check_same_command(config: TrainConfig, fingerprints: Fingerprints) -> None:
     """
     if jax.process_count() > 1:
         _compare({name: hash_json(part) for name, part in list_compared(config, fingerprints).items()})
-        _compare({f"content of {name}": mark for name, mark in identify_places(config).items()})
+        _compare(identify_places(config))
 
 
 def check_same_content(fingerprints: Fingerprints) -> None:
@@ -37,23 +37,36 @@ def check_same_content(fingerprints: Fingerprints) -> None:
         _compare(_name_contents(fingerprints))
 
 
-def _compare(marks: Mapping[str, str | None]) -> None:
-    """Compare with the other processes, which have the same names.
+def _compare(marks: Mapping[str, str | int | None]) -> None:
+    """Compare with the other processes, which have the same names. Numbers are steps, which the message tells.
 
     What one of them lacks is not compared: if it is needed, opening it says so.
     """
-    values = [_ABSENT if mark is None else int(hash_json(mark)[:7], 16) for mark in marks.values()]
+    values = [_encode(mark) for mark in marks.values()]
     gathered = np.asarray(multihost_utils.process_allgather(np.array(values, np.int32)))
     gathered = gathered.reshape(jax.process_count(), len(values))  # one value, or none, also has two axes
     differs = gathered != gathered[0]
     differs[:, (gathered == _ABSENT).any(axis=0)] = False
     process, place = np.nonzero(differs)
     if len(process):
-        names = [list(marks)[i] for i in place[process == process[0]]]
+        names, advice = [], ""
+        for i in place[process == process[0]]:
+            name, mark = list(marks.items())[i]
+            if isinstance(mark, int):
+                name += f" ({gathered[process[0], i]}, and {gathered[0, i]} on process 0)"
+                advice = " A run that goes on saves new steps: wait for its end, or give all a copy of it."
+            names.append(name)
         raise UserError(
             f"process {process[0]} differs from process 0 in: {', '.join(names)}. Give the same command on all, "
-            "with the same config file, and let all read the same files."
+            f"with the same config file, and let all read the same files.{advice}"
         )
+
+
+def _encode(mark: str | int | None) -> int:
+    """A number that fits in int32: a step itself, or the start of a hash."""
+    if isinstance(mark, int):
+        return mark
+    return _ABSENT if mark is None else int(hash_json(mark)[:7], 16)
 
 
 def list_compared(config: TrainConfig, fingerprints: Fingerprints) -> dict[str, Any]:
@@ -81,5 +94,5 @@ def _without_places(content: Any) -> Any:
     if isinstance(content, list):
         return [_without_places(item) for item in content]
     if not isinstance(content, dict):
-        return "PLACE" if isinstance(content, str) and content.startswith(("/", "./", "../", "~")) else content
+        return "PLACE" if is_place("", content) else content
     return {name: "PLACE" if is_place(name, value) else _without_places(value) for name, value in content.items()}

@@ -64,24 +64,34 @@ def train(
         0, or the status of `stop_status` after a signal: 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1.
     """
     watchdog = Watchdog(config.hang_seconds, resume=command, process=name_process(), several=count_processes() > 1)
-    with GracefulShutdown() as shutdown, watchdog:
-        try:
-            config, stopped = _train(
-                config, modules, source=source, explicit_fields=explicit_fields, shutdown=shutdown, watchdog=watchdog
-            )
-        except StopRequested as stop:
-            print_once(f"stopped {shutdown.place}: nothing was to be saved. Resume with: {command}")
-            if has_peers():
-                exit_process(
-                    stop_status(stop.number), f"stopped {shutdown.place} by {signal.Signals(stop.number).name}"
+    with contextlib.ExitStack() as held:  # until the last sums, no other command writes to the run
+        with GracefulShutdown() as shutdown, watchdog:
+            try:
+                config, stopped = _train(
+                    config,
+                    modules,
+                    source=source,
+                    explicit_fields=explicit_fields,
+                    shutdown=shutdown,
+                    watchdog=watchdog,
+                    held=held,
                 )
-            return stop_status(stop.number)
-    if stopped is not None and stopped.signal is None:
-        print_once(f"stopped: {stopped.reason}")
-    report.print_summary(config, command, stopped=stopped)
-    if jax.process_index() == 0:
-        seal_run(config.directory)
+            except StopRequested as stop:
+                return _stop_before_begin(stop, shutdown.place, command)
+        if stopped is not None and stopped.signal is None:
+            print_once(f"stopped: {stopped.reason}")
+        report.print_summary(config, command, stopped=stopped)
+        if jax.process_index() == 0:
+            seal_run(config.directory)
     return 0 if stopped is None else stopped.status
+
+
+def _stop_before_begin(stop: StopRequested, place: str, command: str) -> int:
+    """Say that nothing was to be saved, and return the status."""
+    print_once(f"stopped {place}: nothing was to be saved. Resume with: {command}")
+    if has_peers():
+        exit_process(stop_status(stop.number), f"stopped {place} by {signal.Signals(stop.number).name}")
+    return stop_status(stop.number)
 
 
 def _train(
@@ -92,8 +102,9 @@ def _train(
     explicit_fields: Collection[str],
     shutdown: GracefulShutdown,
     watchdog: Watchdog,
+    held: contextlib.ExitStack,
 ) -> tuple[TrainConfig, Stop | None]:
-    """Train, and return the config with everything resolved and why the run ended early, if it did."""
+    """Train; returns the resolved config and why the run ended early, if it did. `held` takes the run's lock."""
     started_at = time.monotonic()
     config, tokenizer = startup.prepare_config(config, modules, explicit_fields=explicit_fields)
     read_spec = startup.make_read_spec(config, tokenizer)
@@ -101,7 +112,8 @@ def _train(
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
     config.check_mesh(mesh)
-    with mesh.activate(), run_lock(config.directory), _open_checkpoints(config) as checkpoints:
+    held.enter_context(run_lock(config.directory))
+    with mesh.activate(), _open_checkpoints(config) as checkpoints:
         keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
@@ -115,7 +127,7 @@ def _train(
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
         fingerprints |= (opened := {"validation": evaluators.validation_fingerprint} | frozen.fingerprints)
         check_same_content(opened)
-        run = _Run(
+        return _Run(
             mesh=mesh,
             tokenizer=tokenizer,
             evaluators=evaluators,
@@ -127,8 +139,7 @@ def _train(
             started_at=started_at,
             modules=modules,
             source=source,
-        )
-        return run.train(config, reader, read_spec)
+        ).train(config, reader, read_spec)
 
 
 def _open_checkpoints(config: TrainConfig) -> CheckpointManager:
