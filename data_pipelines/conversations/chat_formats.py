@@ -50,7 +50,7 @@ FORMS = (
 REASONING = "conversations have reasoning beside a content, which was left out"
 OTHER_FIELD = "conversations have a second field of a question or of an answer, which was left out"
 OTHER_SYSTEM = "conversations have a second text of the system, which was left out"
-OTHER_CONTENT = "conversations have a text beside their messages, which was left out"
+OTHER_CONTENT = "conversations have a text beside the messages, which was left out"
 _BESIDE = ("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5], *ADDED, *TEXTS, "dialogue", "summary")
 """Fields that are no part of a list of messages; `user` may be a name."""
 _CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
