@@ -1,6 +1,7 @@
 """Errors of a user become a message on stderr and an exit code; bugs keep their traceback."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,13 @@ def test_exit_on_user_error_passes_results_and_exits_through():
     assert stopped.value.code == 75
 
 
-def test_output_that_nobody_reads_ends_quietly():
-    code = "from gptjax.__main__ import main; import sys; sys.argv[1:] = ['--version']; main()"
+@pytest.mark.parametrize("word", ["--version", "--help"])
+@pytest.mark.parametrize("variables", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+def test_output_that_nobody_reads_ends_quietly(word: str, variables: dict[str, str]):
+    code = f"from gptjax.__main__ import main; import sys; sys.argv[1:] = ['{word}']; main()"
     words = [sys.executable, "-c", code]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | variables
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

@@ -4,8 +4,8 @@ import json
 import pickle
 import random
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -281,11 +281,9 @@ def test_a_content_that_spells_a_role_is_text(loaded: dict[str, LibraryTokenizer
 def test_transformers_encodes_texts_and_conversations_alike(
     loaded: dict[str, LibraryTokenizer], tmp_path: Path, form: str
 ) -> None:
-    from transformers import AutoTokenizer
-
     tok = loaded[form].with_chat_template(CHATS[form])
     write_tokenizer(tmp_path, tok, context_length=64)
-    other: Any = AutoTokenizer.from_pretrained(tmp_path)
+    other = import_module("transformers").AutoTokenizer.from_pretrained(tmp_path)
     assert (other.eos_token, other.eos_token_id) == (tok.end_of_text_name, tok.end_of_text)
     for text in TEXTS[:-2]:
         assert other(text, add_special_tokens=False)["input_ids"] == tok.encode(text).tolist()

@@ -17,6 +17,17 @@ from gptjax.supervision import signals as stop_signals
 from gptjax.supervision.signals import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 
 
+@pytest.fixture(autouse=True)
+def _without_nohup():
+    """Signals that whoever started pytest has ignored, as nohup does."""
+    ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def wait_for_output(capfd: pytest.CaptureFixture[str], words: str) -> None:
     """The thread that listens says it."""
     found = ""

@@ -101,7 +101,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = report_unraisable
     try:
-        yield
+        with _flush_output():
+            yield
     except UserError as error:
         print(format_message(f"error: {error}"), file=sys.stderr)
         _exit(2, str(error))
@@ -128,6 +129,17 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         _exit(130, "interrupted")
     except Exception as error:
         _exit_on_unexpected(error)
+
+
+@contextlib.contextmanager
+def _flush_output() -> Iterator[None]:
+    """Write what was printed while an error of it can still be told. Python would complain of it at its end."""
+    try:
+        yield
+    except SystemExit:
+        print(end="", flush=True)  # also without a stdout, as after `>&-`
+        raise
+    print(end="", flush=True)
 
 
 def _is_directory_deleted() -> bool:
