@@ -100,6 +100,16 @@ def test_output_that_nobody_reads_ends_quietly(word: str, variables: dict[str, s
     assert process.returncode == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_output_to_a_full_disk_is_one_line():
+    code = "from gptjax.__main__ import main; import sys; sys.argv[1:] = ['--help']; main()"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "No space left on device. Free space" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

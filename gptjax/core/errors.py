@@ -137,9 +137,17 @@ def _flush_output() -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        print(end="", flush=True)  # also without a stdout, as after `>&-`
+        _flush()
         raise
-    print(end="", flush=True)
+    _flush()
+
+
+def _flush() -> None:
+    try:
+        print(end="", flush=True)  # also without a stdout, as after `>&-`
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its end
+        raise
 
 
 def _is_directory_deleted() -> bool:
