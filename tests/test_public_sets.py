@@ -14,6 +14,15 @@ from data_pipelines.conversations.public_sets import NO_ANSWERS, SEVERAL
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import TOOLS, InvalidRecord, UselessRecord
 
+NECTAR = {
+    "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
+    "answers": [
+        {"answer": "bad", "model": "a", "rank": 3.0},
+        {"answer": "best", "model": "b", "rank": 1.0},
+        {"answer": "mid", "model": "c", "rank": 2.0},
+    ],
+    "turns": 1,
+}
 CHATS = {
     "squad": (
         {
@@ -47,15 +56,7 @@ CHATS = {
         False,
     ),
     "nectar": (
-        {
-            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
-            "answers": [
-                {"answer": "bad", "model": "a", "rank": 3.0},
-                {"answer": "best", "model": "b", "rank": 1.0},
-                {"answer": "mid", "model": "c", "rank": 2.0},
-            ],
-            "turns": 1,
-        },
+        NECTAR,
         [("user", "Hi?"), ("assistant", "best")],
         True,
     ),
@@ -133,15 +134,7 @@ CHATS = {
 """(record, messages, whether one of several answers was taken)."""
 PAIRS = {
     "nectar": (
-        {
-            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
-            "answers": [
-                {"answer": "bad", "model": "a", "rank": 3.0},
-                {"answer": "best", "model": "b", "rank": 1.0},
-                {"answer": "mid", "model": "c", "rank": 2.0},
-            ],
-            "turns": 1,
-        },
+        NECTAR,
         ([("user", "Hi?")], [("assistant", "best")], [("assistant", "bad")]),
     ),
     "arena55k": (
