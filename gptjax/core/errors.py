@@ -107,7 +107,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         print(format_message(f"error: {error}"), file=sys.stderr)
         _exit(2, str(error))
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         _exit(BROKEN_PIPE_STATUS, "its output is not read")
     except OSError as error:
         where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "
@@ -146,8 +146,13 @@ def _flush() -> None:
     try:
         print(end="", flush=True)  # also without a stdout, as after `>&-`
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its end
+        _discard_output()
         raise
+
+
+def _discard_output() -> None:
+    """Let what is left go nowhere: Python tries to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_directory_deleted() -> bool:
