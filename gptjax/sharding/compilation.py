@@ -20,7 +20,7 @@ choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to j
 FEW_CALLS_OPTIONS: dict[str, bool | str | int] = {"xla_backend_optimization_level": 1}
 """On a CPU: half of the time to compile a forward pass, and the same time to run it.
 
-benchmarks/RESULTS.md, "Tasks of the harness", has the figures. These options are not for decoding or for training steps.
+benchmarks/RESULTS.md, "Tasks of the harness", has the figures. They are not for decoding or training steps.
 """
 
 
