@@ -20,6 +20,8 @@ from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, Rol
 from gptjax.tokenization.tokenizer import Tokenizer
 
 CHAT_TOKENS = CHATML.special_tokens
+RECENT = 16
+"""Messages whose tokens are kept."""
 Ids = Int32[np.ndarray, " _"]
 ScoredIds = tuple[Ids, UInt8[np.ndarray, " _"]]
 """Tokens, and for each 1 if it is scored."""
@@ -45,6 +47,7 @@ class _Border(NamedTuple):
     name: str
     header: str
     end: Ids
+    end_name: str
 
 
 class ChatEncoder:
@@ -64,6 +67,7 @@ class ChatEncoder:
             )
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
+        self._recent: dict[tuple[str, ...], tuple[Ids, int]] = {}
         self._first = to_ids(tokenizer.begin_of_text if self.template.begins else None)
         self._borders = {style: self._encode_border(style) for style in self.template.formats}
 
@@ -78,8 +82,9 @@ class ChatEncoder:
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
         parts, spans, length = [self._first], list[slice](), len(self._first)
         for (style, message), is_learned in zip(turns, scored, strict=True):
-            start, name, header, end = self._borders[style]
-            text, context = self._tokenizer.encode_pair(header, message.content, after=name, before=style.end)
+            border = self._borders[style]
+            start, end = border.start, border.end
+            text, context = self._encode_turn(border, message.content)
             if is_learned:
                 first = length + len(start) + context
                 spans.append(slice(first, length + len(start) + len(text) + 1))
@@ -90,11 +95,22 @@ class ChatEncoder:
             marks[span] = 1
         return MaskedTokens(np.concatenate(parts), marks)
 
+    def _encode_turn(self, border: _Border, content: str) -> tuple[Ids, int]:
+        """Ids of a header's text with a content, and how many are the header's. Recent ones are kept: the two
+        conversations of a pair begin alike, and many conversations have the same system message."""
+        key = border.name, border.header, border.end_name, content
+        if (found := self._recent.get(key)) is None:
+            found = self._tokenizer.encode_pair(border.header, content, after=border.name, before=border.end_name)
+            if len(self._recent) >= RECENT:
+                self._recent.clear()
+            self._recent[key] = found
+        return found
+
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
-        start, name, header, _ = self._borders[self.template.assistant]
-        text, _ = self._tokenizer.encode_pair(header, "", after=name)
-        return np.concatenate([self.encode_conversation(messages).tokens, start, text])
+        border = self._borders[self.template.assistant]
+        text, _ = self._tokenizer.encode_pair(border.header, "", after=border.name)
+        return np.concatenate([self.encode_conversation(messages).tokens, border.start, text])
 
     def _encode_border(self, style: RoleFormat) -> _Border:
         names = [name for name in self._tokenizer.specials if name in style.header]
@@ -102,7 +118,7 @@ class ChatEncoder:
         parts = style.start + style.header[:cut], style.end + style.after
         start, end = (self._tokenizer.encode_with_specials(part) for part in parts)
         last = max(filter(parts[0].endswith, self._tokenizer.specials), key=len)
-        return _Border(start, last, style.header[cut:], end)
+        return _Border(start, last, style.header[cut:], end, style.end)
 
 
 def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
