@@ -154,7 +154,7 @@ def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> It
 
 
 def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Notes of the special tokens that the tokenizer got: a model needs rows for new ones, and texts lose the others."""
+    """Notes of the special tokens that the tokenizer got: rows for new ones, and that no text becomes the others."""
     news = {name: i for name, i in tokenizer.specials.items() if name not in given.specials}
     added = " and ".join(name for name, i in news.items() if i >= given.vocab_size)
     roles = " and ".join(name for name, i in news.items() if i < given.vocab_size)

@@ -127,7 +127,9 @@ FORMS: dict[str, Callable[[], Tokenizer]] = {
     "t5": make_t5,
     "bert": make_bert,
 }
-ENDS = {"qwen": "<|endoftext|>", "deepseek": "<｜end｜>", "bert": "[SEP]"} | dict.fromkeys(("llama", "phi", "gemma", "mistral", "t5"), "</s>")
+ENDS = {"qwen": "<|endoftext|>", "deepseek": "<｜end｜>", "bert": "[SEP]"} | dict.fromkeys(
+    ("llama", "phi", "gemma", "mistral", "t5"), "</s>"
+)
 """What the file beside them names as end of text."""
 
 

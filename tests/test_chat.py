@@ -196,9 +196,11 @@ def test_a_message_may_begin_or_end_with_the_special_token_of_its_neighbour():
     [
         ({"assistant": RoleFormat("<|a|>", "", "")}, "`end` of the assistant is empty"),
         ({"user": RoleFormat("<|u|>", "", "", "\n")}, "of the user is .* without an `end` before it"),
-        ({"assistant": RoleFormat("", "", "<|e|>", "\n")}, "between the assistant's message and the assistant's after it"),
-        ({"user": RoleFormat("", "", "<|e|>")}, "Give the user a `start`, or the assistant an `end` without `after`"),
-        ({"system": RoleFormat("", "", ""), "user": RoleFormat("", "", "<|e|>")}, "between the system's message and the"),
+        (
+            {"user": RoleFormat("<|u|>", "", "<|v|>"), "assistant": RoleFormat("", "", "<|e|>", "\n")},
+            "between the assistant's message and the assistant's after it",
+        ),
+        ({"user": RoleFormat("", "", "<|e|>")}, "Give the user a `start`, or the system an `end` without `after`"),
     ],
 )
 def test_a_template_without_a_special_token_between_messages_is_refused(changes: dict[str, RoleFormat], problem: str):

@@ -100,11 +100,11 @@ def test_sft_validation_is_the_mean_over_answers_of_documents_by_themselves(conf
 
 
 FORMS: dict[str, dict[str, Any]] = {
-    "windows": {"window_pattern": "SL", "short_window": 3, "long_window": 6},
     "sinks": {"num_sinks": 2, "positions": "rotary", "num_kv_heads": 2},
     "windows and sinks in blocks of queries": {
         "window_pattern": "SL",
         "short_window": 4,
+        "long_window": 7,
         "num_sinks": 2,
         "value_residual": True,
         "x0_mix": True,
@@ -118,17 +118,19 @@ def test_packed_answers_have_the_nats_of_each_conversation_alone(config: TrainCo
     """Token by token, in training and in evaluation, whatever the attention sees."""
     config = replace(config, model=replace(config.model, dropout=0.0, **FORMS[form]))
     model, length = make_model(config.model), config.model.context_length
-    rows = config.data.open(make_read_spec(config, None)).read(np.arange(6))
+    rows = config.data.open(make_read_spec(config, None)).read(np.arange(8))
     segments = rows["segments"]
-    places = [(row, segments[row] == number) for row in range(6) for number in range(1, segments[row].max() + 1)]
-    assert len(places) > 12
+    places = [(row, segments[row] == number) for row in range(8) for number in range(1, segments[row].max() + 1)]
+    assert len(places) > 8, "rows hold several conversations"
     documents = [rows["tokens"][row, chosen] for row, chosen in places]
     alone = np.stack([np.pad(ids, (0, length - len(ids))) for ids in documents])
     logits = np.asarray(forward(make_model(replace(config.model, intra_document_mask=False)), alone), np.float64)
     nats = np.log(np.exp(logits).sum(axis=-1, keepdims=True)) - logits
 
     batch = {name: jnp.asarray(array) for name, array in rows.items()}
-    found = -np.asarray(jax.jit(partial(compute_log_probs, chunk_tokens=24))(model, batch))
+    log_probs = partial(compute_log_probs, chunk_tokens=24)
+    found, sums = jax.jit(lambda *rows: (-log_probs(*rows), compute_sums(SFT(chunk_tokens=24), *rows)))(model, batch)
+    found = np.asarray(found)
     scores = score_windows(model, [EvalWindow(ids, len(ids) - 1) for ids in documents])
     total = 0.0
     for number, (row, chosen) in enumerate(places):
@@ -139,7 +141,6 @@ def test_packed_answers_have_the_nats_of_each_conversation_alone(config: TrainCo
         every = nats[number, np.arange(size - 1), documents[number][1:]]
         np.testing.assert_allclose(-scores[number].log_probabilities, every, atol=1e-5, rtol=1e-5)
         total += wanted.sum()
-    sums = compute_sums(SFT(chunk_tokens=24), model, batch)
     assert float(sums.loss) == pytest.approx(total, rel=1e-5)
     assert int(sums.scored) == (rows["targets"] != IGNORE_INDEX).sum()
 
