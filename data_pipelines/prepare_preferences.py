@@ -56,7 +56,7 @@ def _make_kind(request: PreparePreferences) -> ExampleKind:
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None and _begins_with_turns(request):
-        tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
+        tokenizer = given.with_chat_template(CHATML).with_special_tokens(CHATML.special_tokens)
     encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
     return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
 
