@@ -138,9 +138,7 @@ class OpenTask:
         return [OpenTask(name, [task], {name: task}) for name, task in self.tasks.items()]
 
 
-def open_tasks(
-    manager: Any, names: Sequence[str], results: TaskResults, *, local: Sequence[str]
-) -> list[OpenTask]:
+def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, local: Sequence[str]) -> list[OpenTask]:
     """The tasks with their data. A group of which one cannot be opened is opened task by task.
 
     Args:
