@@ -129,17 +129,22 @@ def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
 
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
+    with request.start_workers(limits) as workers:
+        return prepare_scored(request, _make_kind(request), workers=workers, limits=limits)
+
+
+def _make_kind(request: PrepareChat) -> ExampleKind:
     given = _learn_tokenizer(request) if request.is_learned else request.load_tokenizer()
     template = (given.chat_template or CHATML) if request.template is None else find_template(request.template)
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
-    is_own = request.template is None and {*template.role_tokens} <= {*given.specials}
+    tokenizer = given.with_chat_template(template)
     # Names that the headers of its own template have and it lacks stay text, as they were in the data before these.
-    tokenizer = (given if is_own else given.with_special_tokens(template.special_tokens)).with_chat_template(template)
+    if request.template is not None or not {*template.role_tokens} <= {*tokenizer.specials}:
+        tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
-    kind = ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
-    return prepare_scored(request, kind, limits=limits)
+    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from gptjax.core.errors import UserError, quote
 from gptjax.core.file_sums import check_listed_files
 from gptjax.core.files import expand_path
+from gptjax.core.garbage import pause_garbage_collection
 from gptjax.process.console import print_once
 from gptjax.tokenization.base import SAVED_FILES, Tokenizer
 from gptjax.tokenization.chat_template import read_chat_template
@@ -49,7 +50,8 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     `chat_template.json` beside it is its template. The end of text is `end_of_text`, else what tokenizer_config.json or
     special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
     """
-    found = _load(os.fspath(spec))
+    with pause_garbage_collection():
+        found = _load(os.fspath(spec))
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
 
 
@@ -85,11 +87,13 @@ def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenize
     """
     check_listed_files(directory, SAVED_FILES)
     found: Tokenizer
+    template = read_chat_template(directory)
     if isinstance(file, LibraryFile):
         from gptjax.tokenization.library_tokenizer import LibraryTokenizer  # imports the library, which few need
 
         names = [token.content for token in file.library.get_added_tokens_decoder().values()]
-        found = LibraryTokenizer(*file[:3], end_of_text=find_end_of_text(names, directory))
+        roles = () if template is None else template.special_tokens
+        found = LibraryTokenizer(*file[:3], end_of_text=find_end_of_text(names, directory), roles=roles)
         end = found.end_of_text_name
     else:
         found = _make_tokenizer(file)
@@ -97,7 +101,7 @@ def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenize
             found = found.with_end_of_text(end)
     found.left_out = file.left_out
     found.begin_of_text_name = find_begin_of_text(found.specials, directory, end_of_text=end)
-    return found.with_chat_template(read_chat_template(directory))
+    return found.with_chat_template(template)
 
 
 def _make_tokenizer(table: TokenTable) -> TableTokenizer:
