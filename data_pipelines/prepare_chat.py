@@ -133,9 +133,10 @@ def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Ma
     template = (given.chat_template or CHATML) if request.template is None else find_template(request.template)
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
-    is_own = request.template is None and {*template.role_tokens} <= {*given.specials}
+    tokenizer = given.with_chat_template(template)
     # Names that the headers of its own template have and it lacks stay text, as they were in the data before these.
-    tokenizer = (given if is_own else given.with_special_tokens(template.special_tokens)).with_chat_template(template)
+    if request.template is not None or not {*template.role_tokens} <= {*tokenizer.specials}:
+        tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
     kind = ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)

@@ -51,7 +51,7 @@ def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None and _begins_with_turns(request):
-        tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
+        tokenizer = given.with_chat_template(CHATML).with_special_tokens(CHATML.special_tokens)
     encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
     kind = ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
     return prepare_scored(request, kind, limits=limits)

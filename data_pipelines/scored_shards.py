@@ -154,6 +154,10 @@ def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> It
 
 
 def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """A note of the special tokens that the tokenizer got, if any: a model needs rows for them."""
-    added = " and ".join(name for name in tokenizer.specials if name not in given.specials)
-    return (f"{added} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.",) if added else ()
+    """Notes of the special tokens that the tokenizer got: rows for new ones, and that no text becomes the others."""
+    news = {name: i for name, i in tokenizer.specials.items() if name not in given.specials}
+    added = " and ".join(name for name, i in news.items() if i >= given.vocab_size)
+    roles = " and ".join(name for name, i in news.items() if i < given.vocab_size)
+    found = [f"{added} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids."] if added else []
+    found += [f"{roles} are roles here: a text that spells one stays text."] if roles else []
+    return tuple(found)

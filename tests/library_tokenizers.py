@@ -24,14 +24,26 @@ def plain(name: str) -> AddedToken:
 
 def make_qwen() -> Tokenizer:
     """NFC, byte-level BPE, roles that are special, and tools that are not."""
+    made = _make_byte_level(normalizers.NFC())
+    made.add_tokens([*map(special, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")), plain("<tool_call>")])
+    return made
+
+
+def make_deepseek() -> Tokenizer:
+    """Byte-level BPE, roles that are not special, and a token that begins documents."""
+    made = _make_byte_level(normalizers.Sequence([]))
+    made.add_tokens([*map(special, ("<｜begin｜>", "<｜end｜>")), *map(plain, ("<｜User｜>", "<｜Assistant｜>"))])
+    return made
+
+
+def _make_byte_level(normalizer: normalizers.Normalizer) -> Tokenizer:
     made = Tokenizer(models.BPE())
-    made.normalizer = normalizers.NFC()
+    made.normalizer = normalizer
     split = pre_tokenizers.Split(Regex(QWEN_PATTERN), "isolated")
     made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
-    made.add_tokens([*map(special, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")), plain("<tool_call>")])
     return made
 
 
@@ -107,6 +119,7 @@ def make_bert() -> Tokenizer:
 
 FORMS: dict[str, Callable[[], Tokenizer]] = {
     "qwen": make_qwen,
+    "deepseek": make_deepseek,
     "llama": make_llama,
     "phi": make_phi,
     "gemma": make_gemma,
@@ -114,7 +127,9 @@ FORMS: dict[str, Callable[[], Tokenizer]] = {
     "t5": make_t5,
     "bert": make_bert,
 }
-ENDS = {"qwen": "<|endoftext|>", "bert": "[SEP]"} | dict.fromkeys(("llama", "phi", "gemma", "mistral", "t5"), "</s>")
+ENDS = {"qwen": "<|endoftext|>", "deepseek": "<｜end｜>", "bert": "[SEP]"} | dict.fromkeys(
+    ("llama", "phi", "gemma", "mistral", "t5"), "</s>"
+)
 """What the file beside them names as end of text."""
 
 
@@ -123,5 +138,6 @@ def write_form(directory: Path, form: str, **config: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     FORMS[form]().save(str(directory / "tokenizer.json"))
     settings = {"eos_token": ENDS[form], "tokenizer_class": "PreTrainedTokenizerFast"} | config
+    settings |= {"bos_token": "<｜begin｜>"} if form == "deepseek" else {}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory

@@ -33,6 +33,12 @@ LLAMA3 = ChatTemplate(
     begins=False,
 )
 """With a special token in the header, and one behind the turn."""
+INST = ChatTemplate(RoleFormat("<|inst|>", " ", "<|/inst|>"), RoleFormat("", " ", "<|eot|>"), None)
+"""Answers begin behind the end of the question, as Mistral's."""
+NO_ENDS = ChatTemplate(
+    RoleFormat("<|user|>", "", ""), RoleFormat("<|assistant|>", "\n", "<|eot|>"), RoleFormat("", "", "")
+)
+"""Questions end where the answer begins, as DeepSeek's."""
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +177,37 @@ def test_names_in_a_header_that_the_tokenizer_lacks_are_text():
     assert tokens.tolist() == [tok.specials["<|start|>"], *tok.encode("user<|header|>\n\na"), *end]
 
 
+def test_a_message_may_begin_or_end_with_the_special_token_of_its_neighbour():
+    names = ("<|inst|>", "<|/inst|>", "<|user|>", "<|assistant|>", "<|eot|>")
+    tok = train_bpe(["two and two\n\n"] * 9, vocab_size=268, special_tokens=names)
+    turns = [SYSTEM, USER, ANSWER, MORE]
+    prompts = {
+        INST: "<|endoftext|><|inst|> Be brief.\n\nTwo and two?<|/inst|> Four.<|eot|><|inst|> And one?<|/inst|> ",
+        NO_ENDS: "<|endoftext|>Be brief.<|user|>Two and two?<|assistant|>\nFour.<|eot|><|user|>And one?<|assistant|>\n",
+    }
+    for template, text in prompts.items():
+        assert ChatEncoder(tok, template).encode_prompt(turns).tolist() == tok.encode_with_specials(text).tolist()
+        tokens, scored = ChatEncoder(tok, template).encode_conversation(turns)
+        assert tok.decode(tokens[scored == 1]) == "Four.<|eot|>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"assistant": RoleFormat("<|a|>", "", "")}, "`end` of the assistant is empty"),
+        ({"user": RoleFormat("<|u|>", "", "", "\n")}, "of the user is .* without an `end` before it"),
+        (
+            {"user": RoleFormat("<|u|>", "", "<|v|>"), "assistant": RoleFormat("", "", "<|e|>", "\n")},
+            "between the assistant's message and the assistant's after it",
+        ),
+        ({"user": RoleFormat("", "", "<|e|>")}, "Give the user a `start`, or the system an `end` without `after`"),
+    ],
+)
+def test_a_template_without_a_special_token_between_messages_is_refused(changes: dict[str, RoleFormat], problem: str):
+    with pytest.raises(UserError, match=problem):
+        replace(CHATML, **changes)
+
+
 def test_template_is_saved_with_the_tokenizer(tmp_path: Path, tok: BPE):
     template = ChatTemplate(system_prompt="Be brief.\n☕")
     with_chat = tok.with_chat_template(template)
@@ -198,7 +235,7 @@ def random_text(draw: random.Random) -> str:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["chatml", "system_prompt", "nanochat", "llama3"])
+@pytest.mark.parametrize("kind", ["chatml", "system_prompt", "nanochat", "llama3", "inst", "no_ends"])
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
 def test_transformers_gives_the_same_ids_and_mask(tmp_path: Path, pattern: PatternName, kind: str):
     """A thousand conversations, with empty turns and white space at every border."""
@@ -209,6 +246,8 @@ def test_transformers_gives_the_same_ids_and_mask(tmp_path: Path, pattern: Patte
         "system_prompt": ChatTemplate(system_prompt="\nBe 'é'. "),
         "nanochat": NANOCHAT,
         "llama3": LLAMA3,
+        "inst": INST,
+        "no_ends": NO_ENDS,
     }
     texts = ["the user and the assistant say\n\nfour  five\n"] * 20
     tok = train_bpe(

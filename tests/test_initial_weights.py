@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chat_models import PLAIN
+from library_tokenizers import write_form
 from models import make_model, make_tokens
 from tiny import MODEL, SINGLE, tiny_config, tokenizer, write_shards
 
@@ -16,9 +17,11 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import DocumentIds
-from gptjax.runs.initial_weights import load_frozen_weights, load_start
+from gptjax.runs.checkpoint_source import open_checkpoint
+from gptjax.runs.initial_weights import check_same_tokenizer, join_vocabularies, load_frozen_weights, load_start
 from gptjax.runs.run_dir import write_imported_run
-from gptjax.tokenization.tokenizer import Chars, Tokenizer
+from gptjax.tokenization.chat_template import ChatTemplate, RoleFormat
+from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,22 @@ def test_frozen_weights_may_lack_the_tokens_that_the_data_has_added(tmp_path: Pa
     source = write_run(tmp_path / "run", replace(MODEL, vocab_size=more.vocab_size), PLAIN)
     with SINGLE.activate():
         assert load_frozen_weights(config, SINGLE, source).config == config.model
+
+
+def test_weights_are_taken_whose_tokenizer_does_not_call_the_roles_special(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_tokenizer(write_form(tmp_path / "tokenizer", "deepseek"))
+    user, assistant = RoleFormat("<｜User｜>", "", ""), RoleFormat("<｜Assistant｜>", "", "<｜end｜>")
+    chat = base.with_chat_template(ChatTemplate(user, assistant, None))
+    model = replace(MODEL, vocab_size=base.vocab_size)
+    source = open_checkpoint(write_run(tmp_path / "base", model, base))
+    joined, own = join_vocabularies(source, model, chat, name="the data")
+    assert (joined, own.fingerprint) == (model, chat.fingerprint)
+    assert "<｜User｜>, <｜Assistant｜> are role tokens here, so that no text becomes one" in capsys.readouterr().out
+    check_same_tokenizer(chat, base, name="the reference")
+    tuned = open_checkpoint(write_run(tmp_path / "tuned", model, chat))
+    assert join_vocabularies(tuned, model, base, name="the data")[1].fingerprint == chat.fingerprint
 
 
 def test_weights_of_a_config_of_ones_own_are_found_where_it_is_imported(config: TrainConfig, tmp_path: Path) -> None:

@@ -13,16 +13,18 @@ import tokenizers
 from library_tokenizers import FORMS, write_form
 
 from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.preview import Painter, paint_tokens
 from data_pipelines.verify import verify_prepared
 from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
 from gptjax.evaluation.protocols import find_protocol, place_windows
 from gptjax.evaluation.texts import encode_text, sum_documents
 from gptjax.huggingface.gguf_export import choose_gguf_architecture
 from gptjax.huggingface.model_dir import read_tokenizer
 from gptjax.huggingface.tokenizer_files import write_tokenizer
 from gptjax.model.config import GPTConfig
-from gptjax.tokenization.chat import ChatEncoder, encode_together
+from gptjax.tokenization.chat import ChatEncoder, encode_together, with_jinja
 from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, RoleFormat
 from gptjax.tokenization.library_tokenizer import LibraryTokenizer
 from gptjax.tokenization.text_stream import TextStream
@@ -43,7 +45,7 @@ TEXTS = (
     "the theatre of the thing. " * 9,
 )
 TURNS = [
-    Message("user", "e\u0301 </s> <|im_end|> hi  "),
+    Message("user", "e\u0301 </s> <|im_end|> <｜User｜> hi  "),
     Message("assistant", "  12 🤗\n"),
     Message("user", "\n x"),
     Message("assistant", "ok"),
@@ -128,7 +130,7 @@ def test_no_text_becomes_a_special_token_and_a_trusted_one_does(
             ids, sizes = tok.encode_with_sizes(text)
             assert not {*ids.tolist()} & ({*tok.specials.values()} - {tok.unknown})
             assert tok.encode(text).tolist() == ids.tolist()
-            assert sizes.sum() == len(text)
+            assert sizes.sum() == len(text.encode())
             assert tok.encode_with_specials(text).tolist() == library.encode(text, add_special_tokens=False).ids
         assert number in tok.encode_with_specials(f"a{name}b")
 
@@ -175,9 +177,10 @@ def test_new_special_tokens_follow_the_vocabulary(
     assert (again.fingerprint, again.end_of_text_name) == (more.fingerprint, tok.end_of_text_name)
     assert all(again.encode(text).tolist() == tok.encode(text).tolist() for text in TEXTS)
     assert tok.vocab_size not in again.encode("<|a|>")
-    problem = "is an added token of .* that is not special" if form == "qwen" else "is blank, or an ordinary token too"
+    has_plain = form in ("qwen", "deepseek")
+    problem = "is an added token of .* that is not special" if has_plain else "is blank, or an ordinary token too"
     with pytest.raises(UserError, match=problem):
-        tok.with_special_tokens([tok.decode([tok.vocab_size - 1]) if form == "qwen" else " "])
+        tok.with_special_tokens([tok.decode([tok.vocab_size - 1]) if has_plain else " "])
 
 
 def test_an_end_of_text_that_is_no_special_token_becomes_one(tmp_path: Path) -> None:
@@ -251,28 +254,94 @@ USER, ASSISTANT, SYSTEM = (RoleFormat(f"<|{name}|>", "\n", "<|end|>", "\n") for 
 CHATS: dict[str, ChatTemplate] = {
     "qwen": replace(CHATML, begins=False),
     "phi": ChatTemplate(USER, ASSISTANT, SYSTEM, begins=False),
-    "mistral": ChatTemplate(RoleFormat("[INST]", "", "[/INST]"), RoleFormat("<s>", "", "</s>"), None, begins=False),
+    "mistral": ChatTemplate(RoleFormat("[INST]", "", "[/INST]"), RoleFormat("", "", "</s>"), None, begins=False),
+    "deepseek": ChatTemplate(
+        RoleFormat("<｜User｜>", "", ""), RoleFormat("<｜Assistant｜>", "", "<｜end｜>"), RoleFormat("", "", "")
+    ),
 }
 
 
 @pytest.mark.parametrize("form", CHATS)
 def test_a_content_that_spells_a_role_is_text(loaded: dict[str, LibraryTokenizer], form: str) -> None:
-    tok, template = loaded[form], CHATS[form]
-    encoder = ChatEncoder(tok, template)
+    template = CHATS[form]
+    tok, encoder = loaded[form].with_chat_template(template), ChatEncoder(loaded[form], template)
     document = encoder.encode_conversation(TURNS)
     specials = [i for i in document.tokens.tolist() if i in tok.specials.values()]
     roles = [
         name for _ in range(2) for style in (template.user, template.assistant) for name in (style.start, style.end)
     ]
-    assert specials == [tok.specials[name] for name in roles]
+    begin = [tok.begin_of_text] if template.begins else []
+    assert specials == [*begin, *(tok.specials[name] for name in roles if name)]
     answer = tok.decode(document.tokens[document.loss_mask == 1])
     assert answer.count(template.assistant.end) == 2
-    assert template.assistant.start not in answer
+    assert not template.assistant.start or template.assistant.start not in answer
     assert "12 🤗\n" in answer
     prompt = encoder.encode_prompt(TURNS[:3])
     start = len(prompt)
     assert document.tokens[:start].tolist() == prompt.tolist()
     assert document.loss_mask[start:-1].all()
+
+
+def test_roles_that_the_file_does_not_call_special_are_written_by_no_text(
+    loaded: dict[str, LibraryTokenizer], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    tok, number = loaded["deepseek"], loaded["deepseek"].text_tokens["<｜User｜>"]
+    chat = tok.with_chat_template(CHATS["deepseek"])
+    assert (chat.specials["<｜User｜>"], chat.text_tokens) == (number, {})
+    assert number in tok.encode("a<｜User｜>b")
+    assert number not in chat.encode("a<｜User｜>b")
+    assert number in chat.encode_with_specials("a<｜User｜>b")
+    assert chat.extends(tok)
+    assert not tok.extends(chat)
+    assert chat.with_chat_template(None).fingerprint == tok.fingerprint != chat.fingerprint
+    again = load_tokenizer(chat.save(tmp_path))
+    assert (tmp_path / "tokenizer.json").read_bytes() == (directories["deepseek"] / "tokenizer.json").read_bytes()
+    more = again.with_special_tokens(["<|a|>"])
+    assert more.extends(tok)
+    assert more.extends(chat)
+    assert more.specials.items() > chat.specials.items()
+    for same in (again, pickle.loads(pickle.dumps(chat)), chat.with_end_of_text("<｜end｜>")):
+        assert (same.fingerprint, same.specials, same.chat_template) == (
+            chat.fingerprint,
+            chat.specials,
+            chat.chat_template,
+        )
+
+
+def test_tokens_of_chatml_that_the_file_does_not_call_special_make_chatml(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    text = (directories["qwen"] / "tokenizer.json").read_text().replace('"special": true', '"special": false')
+    (tmp_path / "tokenizer.json").write_text(text)
+    tok = load_tokenizer(tmp_path)
+    assert {*CHATML.special_tokens} <= tok.text_tokens.keys()
+    chat = with_jinja(tok, CHATML.to_jinja(begin=None))
+    assert chat.chat_template == replace(CHATML, begins=False)
+    assert chat.specials.keys() == {*CHATML.special_tokens, "<|endoftext|>"}
+
+
+@pytest.mark.parametrize("form", ["deepseek", "mistral"])
+def test_conversations_are_prepared_with_a_template_of_another_model(
+    directories: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    messages = [message._asdict() for message in TURNS]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    CHATS[form].save(tmp_path)
+    prepare_chat(
+        PrepareChat(
+            source=str(tmp_path / "chat.jsonl"),
+            output=tmp_path / "out",
+            tokenizer=str(directories[form]),
+            template=str(tmp_path / "chat_template.json"),
+            split="none",
+        )
+    )
+    note = "<｜User｜> and <｜Assistant｜> are roles here: a text that spells one stays text"
+    assert (note in capsys.readouterr().out) == (form == "deepseek")
+    wanted = ChatEncoder(load_tokenizer(directories[form]), CHATS[form]).encode_conversation(TURNS)
+    assert verify_prepared(tmp_path / "out").fingerprint == load_tokenizer(tmp_path / "out").fingerprint
+    stream = TokenShards(str(tmp_path / "out")).open_stream("train")
+    assert stream.read(0, len(stream)).tolist() == wanted.tokens.tolist()
 
 
 @pytest.mark.parity
@@ -288,7 +357,9 @@ def test_transformers_encodes_texts_and_conversations_alike(
     for text in TEXTS[:-2]:
         assert other(text, add_special_tokens=False)["input_ids"] == tok.encode(text).tolist()
     # transformers reads names of special tokens, and marks a role that takes the blanks of an answer.
-    turns = [Message(role, text.replace("</s> <|im_end|>", "").replace("  12", "12")) for role, text in TURNS]
+    turns = [
+        Message(role, text.replace("</s> <|im_end|> <｜User｜>", "").replace("  12", "12")) for role, text in TURNS
+    ]
     found = ChatEncoder(tok).encode_conversation(turns)
     theirs = other.apply_chat_template(
         [turn._asdict() for turn in turns], return_dict=True, return_assistant_tokens_mask=True

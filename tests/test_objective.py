@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,12 @@ from gptjax.config import TrainConfig
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.evaluation.scoring import score_windows
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.gpt import GPT
-from gptjax.objectives.objective import SFT
+from gptjax.objectives.objective import SFT, compute_sums
+from gptjax.objectives.preference import compute_log_probs
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.startup import make_phase_step, make_read_spec, open_evaluators
@@ -92,6 +97,52 @@ def test_sft_validation_is_the_mean_over_answers_of_documents_by_themselves(conf
             assert re.search(r"; \d+ of \d+ documents are left out: nothing in their first 16", text)
             found = evaluate(place_model(model, mesh))
         assert found == {"val_loss": pytest.approx(nats / count, abs=1e-5)}
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "sinks": {"num_sinks": 2, "positions": "rotary", "num_kv_heads": 2},
+    "windows and sinks in blocks of queries": {
+        "window_pattern": "SL",
+        "short_window": 4,
+        "long_window": 7,
+        "num_sinks": 2,
+        "value_residual": True,
+        "x0_mix": True,
+        "compute": replace(MODEL.compute, query_block=5),
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_answers_have_the_nats_of_each_conversation_alone(config: TrainConfig, form: str) -> None:
+    """Token by token, in training and in evaluation, whatever the attention sees."""
+    config = replace(config, model=replace(config.model, dropout=0.0, **FORMS[form]))
+    model, length = make_model(config.model), config.model.context_length
+    rows = config.data.open(make_read_spec(config, None)).read(np.arange(8))
+    segments = rows["segments"]
+    places = [(row, segments[row] == number) for row in range(8) for number in range(1, segments[row].max() + 1)]
+    assert len(places) > 8, "rows hold several conversations"
+    documents = [rows["tokens"][row, chosen] for row, chosen in places]
+    alone = np.stack([np.pad(ids, (0, length - len(ids))) for ids in documents])
+    logits = np.asarray(forward(make_model(replace(config.model, intra_document_mask=False)), alone), np.float64)
+    nats = np.log(np.exp(logits).sum(axis=-1, keepdims=True)) - logits
+
+    batch = {name: jnp.asarray(array) for name, array in rows.items()}
+    log_probs = partial(compute_log_probs, chunk_tokens=24)
+    found, sums = jax.jit(lambda *rows: (-log_probs(*rows), compute_sums(SFT(chunk_tokens=24), *rows)))(model, batch)
+    found = np.asarray(found)
+    scores = score_windows(model, [EvalWindow(ids, len(ids) - 1) for ids in documents])
+    total = 0.0
+    for number, (row, chosen) in enumerate(places):
+        targets, size = rows["targets"][row, chosen], len(documents[number])
+        scored = np.flatnonzero(targets != IGNORE_INDEX)
+        wanted = nats[number, scored, targets[scored]]
+        np.testing.assert_allclose(found[row, chosen][scored], wanted, atol=1e-5, rtol=1e-5)
+        every = nats[number, np.arange(size - 1), documents[number][1:]]
+        np.testing.assert_allclose(-scores[number].log_probabilities, every, atol=1e-5, rtol=1e-5)
+        total += wanted.sum()
+    assert float(sums.loss) == pytest.approx(total, rel=1e-5)
+    assert int(sums.scored) == (rows["targets"] != IGNORE_INDEX).sum()
 
 
 @pytest.fixture(scope="module")

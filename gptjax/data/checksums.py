@@ -113,6 +113,8 @@ def find_first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     begins = {end for end in (tokenizer.begin_of_text, tokenizer.end_of_text) if end is not None}
     template = tokenizer.chat_template
     if begins and template is not None and not template.begins:  # pairs of texts still begin with them
+        if not all(form.start for form in template.formats):
+            return ()
         begins |= {i for form in template.formats if (i := tokenizer.specials.get(form.start)) is not None}
     return tuple(sorted(begins))
 

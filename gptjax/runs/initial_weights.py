@@ -98,8 +98,11 @@ def join_vocabularies(
     if tokenizer.extends(known):
         rows = source.model_config.resolved_vocab_size
         model = replace(model, vocab_size=max(rows, tokenizer.vocab_size))
-        added = ", ".join(quote(name) for name in tokenizer.specials if name not in known.specials)
-        print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
+        news = {name: i for name, i in tokenizer.specials.items() if name not in known.specials}
+        if added := ", ".join(quote(name) for name, i in news.items() if i >= known.vocab_size):
+            print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
+        if roles := ", ".join(quote(name) for name, i in news.items() if i < known.vocab_size):
+            print_once(f"  vocabulary: {roles} are role tokens here, so that no text becomes one")
     elif known.extends(tokenizer):
         print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
         begin, tokenizer = tokenizer.begin_of_text_name, copy.copy(known)

@@ -199,7 +199,10 @@ class Tokenizer(ABC):
         return f"the tokenizer {self.name} names no end of text, so documents run together.{choice}"
 
     def with_chat_template(self, template: ChatTemplate | None) -> "Tokenizer":
-        """The same tokenizer with this template. The ids and the fingerprint stay."""
+        """The same tokenizer with this template. Added tokens that are roles in it count as special from then on.
+
+        The ids of every other text stay, and without such tokens the fingerprint, too.
+        """
         other = copy.copy(self)
         other.chat_template = template
         return other

@@ -39,10 +39,13 @@ class MaskedTokens(NamedTuple):
 
 
 class _Border(NamedTuple):
-    """What stands around a content: up to the last special token, its name, the rest of the header; what follows."""
+    """What stands around a content: up to the last special token, its name, the rest of the header; what follows.
+
+    There is no name where the message begins behind the special token of the one before.
+    """
 
     start: Ids
-    name: str
+    name: str | None
     header: str
     end: Ids
 
@@ -56,6 +59,8 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
         self.template = template or tokenizer.chat_template or CHATML
+        if self.template != tokenizer.chat_template:
+            tokenizer = tokenizer.with_chat_template(self.template)
         missing = [name for name in self.template.role_tokens if name not in tokenizer.specials]
         if missing:
             raise UserError(
@@ -65,6 +70,8 @@ class ChatEncoder:
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
         self._first = to_ids(tokenizer.begin_of_text if self.template.begins else None)
+        begin = tokenizer.begin_of_text_name or tokenizer.end_of_text_name
+        self._begin_name = begin if self.template.begins else None
         self._borders = {style: self._encode_border(style) for style in self.template.formats}
 
     def encode_conversation(
@@ -76,10 +83,13 @@ class ChatEncoder:
         turns = list(self.template.iter_turns(messages))
         # A system message that is added or merged stands at the beginning, where nothing is scored.
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
-        parts, spans, length = [self._first], list[slice](), len(self._first)
-        for (style, message), is_learned in zip(turns, scored, strict=True):
+        parts, spans, length, after = [self._first], list[slice](), len(self._first), self._begin_name
+        following = [style.start for style, _ in turns[1:]] + [self.template.assistant.start]
+        for (style, message), is_learned, next_start in zip(turns, scored, following, strict=True):
             start, name, header, end = self._borders[style]
-            text, context = self._tokenizer.encode_pair(header, message.content, after=name, before=style.end)
+            names = {"after": name or after, "before": style.end or next_start or None}
+            text, context = self._tokenizer.encode_pair(header, message.content, **names)
+            after = style.end
             if is_learned:
                 first = length + len(start) + context
                 spans.append(slice(first, length + len(start) + len(text) + 1))
@@ -93,7 +103,8 @@ class ChatEncoder:
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
         start, name, header, _ = self._borders[self.template.assistant]
-        text, _ = self._tokenizer.encode_pair(header, "", after=name)
+        ends = [self._begin_name, *(style.end for style, _ in self.template.iter_turns(messages))]
+        text, _ = self._tokenizer.encode_pair(header, "", after=name or ends[-1])
         return np.concatenate([self.encode_conversation(messages).tokens, start, text])
 
     def _encode_border(self, style: RoleFormat) -> _Border:
@@ -101,13 +112,13 @@ class ChatEncoder:
         cut = max((style.header.rindex(name) + len(name) for name in names), default=0)
         parts = style.start + style.header[:cut], style.end + style.after
         start, end = (self._tokenizer.encode_with_specials(part) for part in parts)
-        last = max(filter(parts[0].endswith, self._tokenizer.specials), key=len)
+        last = max(filter(parts[0].endswith, self._tokenizer.specials), key=len) if parts[0] else None
         return _Border(start, last, style.header[cut:], end)
 
 
 def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer, with ChatML as its template if it has none but has the tokens of ChatML."""
-    is_ready = tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials)
+    is_ready = tokenizer.chat_template is None and {*CHAT_TOKENS} <= {*tokenizer.specials, *tokenizer.text_tokens}
     return tokenizer.with_chat_template(CHATML) if is_ready else tokenizer
 
 

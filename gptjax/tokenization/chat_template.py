@@ -42,18 +42,19 @@ class RoleFormat:
     """How a message of one role is written."""
 
     start: str
-    """A special token."""
+    """A special token; empty if the message begins right behind the one that ends the message before."""
     header: str
     """Text, of which what follows its last special token is encoded together with the content."""
     end: str
-    """A special token, which ends the message."""
+    """A special token, which ends the message; empty if the next message begins with one."""
     after: str = ""
     """Text after it."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """START and END, and what looks like one in the text around them."""
-        return self.start, self.end, *_SPECIAL.findall(self.header + self.after)
+        ends = (name for name in (self.start, self.end) if name)
+        return *ends, *_SPECIAL.findall(self.header + self.after)
 
 
 def _chatml(role: Role) -> RoleFormat:
@@ -73,6 +74,21 @@ class ChatTemplate:
     begins: bool = True
     """Whether the end-of-text token comes first, as before every document of pretraining."""
 
+    def __post_init__(self) -> None:
+        followers = {"system": ("user",), "user": ("user", "assistant"), "assistant": ("user", "assistant")}
+        known = {role: form for role in ROLES if (form := getattr(self, role)) is not None}
+        if not self.assistant.end:
+            raise UserError("the `end` of the assistant is empty; wanted a special token, or no answer would end.")
+        for role, form in known.items():
+            if form.after and not form.end:
+                raise UserError(f"`after` of the {role} is {quote(repr(form.after))} without an `end` before it.")
+            for other in followers[role]:
+                if not known[other].start and (not form.end or form.after):
+                    raise UserError(
+                        f"no special token stands right between the {role}'s message and the {other}'s after it. "
+                        f"Give the {other} a `start`, or the {role} an `end` without `after`."
+                    )
+
     @property
     def formats(self) -> tuple[RoleFormat, ...]:
         """Those of the roles that have a place."""
@@ -81,7 +97,7 @@ class ChatTemplate:
     @property
     def role_tokens(self) -> tuple[str, ...]:
         """START and END of every role, each once: the tokens without which nothing can be written."""
-        return tuple(dict.fromkeys(token for form in self.formats for token in (form.start, form.end)))
+        return tuple(dict.fromkeys(name for form in self.formats for name in (form.start, form.end) if name))
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -168,9 +184,11 @@ def load_chat_template(path: Path, *, advice: str = "Put the file of the data ba
             raise ValueError("begins is neither true nor false")
         if None in (roles["user"], roles["assistant"]) or not isinstance(prompt, str | None):
             raise ValueError("no user, no assistant, or a system prompt that is no text")
+        return ChatTemplate(**cast(Any, roles), system_prompt=prompt, begins=begins)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: does not hold a chat template of gptjax ({quote(repr(error))}). {advice}") from None
-    return ChatTemplate(**cast(Any, roles), system_prompt=prompt, begins=begins)
+    except UserError as error:
+        raise UserError(f"{path}: {error} {advice}") from None
 
 
 def read_jinja_template(directory: Path) -> str | None:
@@ -201,7 +219,7 @@ def _read_format(content: Any) -> RoleFormat | None:
     if content is None:
         return None
     style = RoleFormat(**content)
-    if not all(isinstance(value, str) for value in vars(style).values()) or not style.start or not style.end:
+    if not all(isinstance(value, str) for value in vars(style).values()):
         raise ValueError(f"a role is {str(content)[:80]!r}")
     return style
 

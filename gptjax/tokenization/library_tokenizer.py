@@ -4,11 +4,12 @@ These are Qwen's, Gemma's, Llama 2's, Mistral's, DeepSeek's, T5's and others. Th
 compose characters, put a blank in front, or drop what they do not know. So bytes of a text are counted in the text
 itself, where it is at hand (`encode_with_sizes`), and else in what its ids are decoded to (`bytes_per_token`).
 
-An added token that is not special is found in every text, as in the training of its model. A special one is not.
+An added token that is not special is found in every text, as in the training of its model. A special one is not. One
+that ends documents or is a role of the chat template counts as special, whatever the file calls it.
 """
 
+import copy
 import functools
-import itertools
 import json
 import re
 import threading
@@ -24,12 +25,12 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import hash_json
 from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer, count_before
+from gptjax.tokenization.borders import BORDER, EATS_LEFT, EATS_RIGHT, insert_borders, without_borders
+from gptjax.tokenization.chat_template import ChatTemplate
 from gptjax.tokenization.library_decoder import LibraryDecoder
 from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer_json import read_letters, spell_token
 
-# Stand for special tokens beside a text: added tokens that no text should hold, for U+FDD0 is a noncharacter.
-BORDER, EATS_RIGHT, EATS_LEFT = (f"\ufdd0{kind}\ufdd1" for kind in "|><")
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 """Of an added token."""
 
@@ -42,7 +43,7 @@ class Encoded(NamedTuple):
 
 
 class LibraryTokenizer(Tokenizer):
-    """A tokenizer.json of any kind. `end_of_text` is made special if it is an added token that is not."""
+    """A tokenizer.json of any kind. Added tokens that are `end_of_text` or `roles` are special, whatever it says."""
 
     kind = "tokenizers"
     keeps_text = False
@@ -54,6 +55,7 @@ class LibraryTokenizer(Tokenizer):
         content: dict[str, Any] | None = None,
         *,
         end_of_text: str | None = None,
+        roles: Iterable[str] = (),
     ) -> None:
         self._text, self._library = text, Library.from_str(text) if library is None else library
         if content is not None:
@@ -65,15 +67,17 @@ class LibraryTokenizer(Tokenizer):
         self.added_tokens = {
             token.content: (i, *(getattr(token, flag) for flag in FLAGS)) for i, token in sorted(found.items())
         }
-        specials = {token.content: i for i, token in found.items() if token.special or token.content == end_of_text}
+        plain = {token.content: token for token in found.values() if not token.special}
+        self._end = end_of_text if end_of_text in plain else None
+        self._roles = frozenset(plain.keys() & {*roles})
+        promoted = {self._end, *self._roles} - {None}
+        specials = {token.content: i for i, token in found.items() if token.special or token.content in promoted}
         self._vocab = self._library.get_vocab(with_added_tokens=True)
         super().__init__(specials, vocab_size=1 + max(self._vocab.values()))
         self.text_tokens = {token.content: i for i, token in found.items() if token.content not in specials}
-        self._promoted = None if end_of_text is None or found[specials[end_of_text]].special else end_of_text
         if end_of_text is not None:
             self.end_of_text_name = end_of_text
-        if self._promoted is not None:
-            self._library.add_special_tokens([found[specials[self._promoted]]])
+        self._library.add_special_tokens([plain[name] for name in plain if name in promoted])
         self._eats_left = {token.content for token in found.values() if token.lstrip}
         self._eats_right = {token.content for token in found.values() if token.rstrip}
         self._borders = self._add_borders()
@@ -95,7 +99,7 @@ class LibraryTokenizer(Tokenizer):
         return ids
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rebuild = functools.partial(LibraryTokenizer, end_of_text=self._promoted)
+        rebuild = functools.partial(LibraryTokenizer, end_of_text=self._end, roles=self._roles)
         state = {name: getattr(self, name) for name in ("chat_template", "end_of_text_name", "begin_of_text_name")}
         return rebuild, (self._text,), state
 
@@ -115,7 +119,7 @@ class LibraryTokenizer(Tokenizer):
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[Ids]:
-        texts = [_without_borders(replace_surrogates(text)) for text in texts]
+        texts = [without_borders(replace_surrogates(text)) for text in texts]
         found = self._run_all(texts)
         encoded = [np.array(each.ids, np.int32) for each in found]
         is_wrong = [self._is_special[ids].any() for ids in encoded]
@@ -138,18 +142,18 @@ class LibraryTokenizer(Tokenizer):
         return ids, count_before(ends, len(replace_surrogates(first)))
 
     def encode_with_specials(self, text: str) -> Ids:
-        (found,) = self._run_all([_without_borders(replace_surrogates(text))], trusted=True)
+        (found,) = self._run_all([without_borders(replace_surrogates(text))], trusted=True)
         return np.array(found.ids, np.int32)
 
     def _encode(self, text: str, *, begin: str = "", end: str = "") -> Encoded:
         """Ids of text that spells no special token, between borders that are no part of it."""
-        text = _without_borders(text)
+        text = without_borders(text)
         found = _with_ends(self._run(begin + text + end))
         if (wrong := self._is_special[found.ids]).any():
             # A model may have a piece for the name of a special token. It is cut in two behind its first character.
             starts = np.concatenate([[0], found.ends[:-1]])[wrong]
             cuts = sorted({*(starts + 1).tolist()} & {*range(1, len(begin + text))})
-            found = _with_ends(self._run(_insert(begin + text + end, cuts)))
+            found = _with_ends(self._run(insert_borders(begin + text + end, cuts)))
             shift = len(BORDER) * np.searchsorted(np.array(cuts) + len(BORDER) * np.arange(len(cuts)), found.ends)
             found = Encoded(found.ids, found.ends - shift)
             found = Encoded(self._replace_specials(found.ids), found.ends)
@@ -255,7 +259,8 @@ class LibraryTokenizer(Tokenizer):
         return sizes
 
     def compute_fingerprint(self) -> str:
-        return hash_json([self.kind, self.rules, list(self.added_tokens.items()), self.end_of_text_name])
+        roles = [sorted(self._roles)] if self._roles else []
+        return hash_json([self.kind, self.rules, list(self.added_tokens.items()), self.end_of_text_name, *roles])
 
     @functools.cached_property
     def rules(self) -> dict[str, str]:
@@ -269,12 +274,13 @@ class LibraryTokenizer(Tokenizer):
         return {name: hash_json(part) for name, part in parts.items()}
 
     def extends(self, other: Tokenizer) -> bool:
-        if not isinstance(other, LibraryTokenizer) or self.rules != other.rules or self._promoted != other._promoted:
+        if not isinstance(other, LibraryTokenizer) or self.rules != other.rules or self._end != other._end:
             return False
         new = {name: token for name, token in self.added_tokens.items() if name not in other.added_tokens}
         same = {name: token for name, token in self.added_tokens.items() if name not in new} == other.added_tokens
         # One that is not special changes the ids of text that spells it.
-        return bool(new) and same and all(i >= other.vocab_size and special for i, special, *_ in new.values())
+        is_behind = all(i >= other.vocab_size and special for i, special, *_ in new.values())
+        return same and is_behind and self._roles >= other._roles and (bool(new) or self._roles != other._roles)
 
     def with_special_tokens(self, specials: Iterable[str]) -> "LibraryTokenizer":
         names = [name for name in dict.fromkeys(specials) if name not in self.specials]
@@ -282,7 +288,7 @@ class LibraryTokenizer(Tokenizer):
             if name in self.text_tokens:
                 raise UserError(
                     f"special token {name!r}: is an added token of {self.name} that is not special, so text may hold "
-                    "it. Use another name."
+                    "it. Use another name. A role of a chat template may have it."
                 )
             if not name.strip() or self._library.token_to_id(name) is not None:
                 raise UserError(f"special token {name!r}: is blank, or an ordinary token too. Use one like <|name|>.")
@@ -297,17 +303,28 @@ class LibraryTokenizer(Tokenizer):
         written = {token["id"]: token for token in json.loads(library.to_str())["added_tokens"]}
         content["added_tokens"] = [*content.get("added_tokens", ()), *(written[i] for i in ids)]
         text = json.dumps(content, ensure_ascii=False, indent=2)
-        more = LibraryTokenizer(text, library, end_of_text=self._promoted)
+        more = LibraryTokenizer(text, library, end_of_text=self._end, roles=self._roles)
         more.chat_template, more.begin_of_text_name = self.chat_template, self.begin_of_text_name
         more.end_of_text_name = self.end_of_text_name or more.end_of_text_name
         return more
 
     def with_end_of_text(self, name: str) -> "Tokenizer":
         is_known = name in self.specials or name in self.text_tokens
-        if not is_known or (name in self.specials and self._promoted in (None, name)):
+        if not is_known or (name in self.specials and name not in self._roles and self._end in (None, name)):
             return super().with_end_of_text(name)
         # An added token is special for its being the end only, so a former end becomes what it was.
-        other = LibraryTokenizer(self._text, end_of_text=name)
+        return self._read_again(end_of_text=name, roles=self._roles)
+
+    def with_chat_template(self, template: ChatTemplate | None) -> "LibraryTokenizer":
+        plain = {self._end, *self._roles, *self.text_tokens}
+        roles = plain.intersection(() if template is None else template.special_tokens)
+        other = copy.copy(self) if roles == self._roles else self._read_again(end_of_text=self._end, roles=roles)
+        other.chat_template, other.end_of_text_name = template, self.end_of_text_name
+        return other
+
+    def _read_again(self, *, end_of_text: str | None, roles: Iterable[str]) -> "LibraryTokenizer":
+        """The same file with other added tokens that count as special."""
+        other = LibraryTokenizer(self._text, end_of_text=end_of_text, roles=roles)
         other.chat_template, other.begin_of_text_name = self.chat_template, self.begin_of_text_name
         other.left_out = self.left_out
         return other
@@ -319,18 +336,6 @@ class LibraryTokenizer(Tokenizer):
 def _with_ends(found: Encoding) -> Encoded:
     ends = np.array([end for _, end in found.offsets], np.int64)
     return Encoded(np.array(found.ids, np.int32), np.maximum.accumulate(ends))
-
-
-def _without_borders(text: str) -> str:
-    """Text of the same size that holds nothing of what stands for special tokens here: U+FFFD is in its place."""
-    is_safe = "\ufdd0" not in text or not any(border in text for border in (BORDER, EATS_RIGHT, EATS_LEFT))
-    return text if is_safe else text.replace("\ufdd0", REPLACEMENT)
-
-
-def _insert(text: str, cuts: Sequence[int]) -> str:
-    """The text with a border at each of these places."""
-    places = [0, *cuts, len(text)]
-    return BORDER.join(text[begin:end] for begin, end in itertools.pairwise(places))
 
 
 def _is_byte(name: str) -> bool:

@@ -80,11 +80,13 @@ def _load(name: str) -> Tokenizer:
 def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenizer:
     """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents."""
     found: Tokenizer
+    template = read_chat_template(directory)
     if isinstance(file, LibraryFile):
         from gptjax.tokenization.library_tokenizer import LibraryTokenizer  # imports the library, which few need
 
         names = [token.content for token in file.library.get_added_tokens_decoder().values()]
-        found = LibraryTokenizer(*file[:3], end_of_text=find_end_of_text(names, directory))
+        roles = () if template is None else template.special_tokens
+        found = LibraryTokenizer(*file[:3], end_of_text=find_end_of_text(names, directory), roles=roles)
         end = found.end_of_text_name
     else:
         found = _make_tokenizer(file)
@@ -92,7 +94,7 @@ def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenize
             found = found.with_end_of_text(end)
     found.left_out = file.left_out
     found.begin_of_text_name = find_begin_of_text(found.specials, directory, end_of_text=end)
-    return found.with_chat_template(read_chat_template(directory))
+    return found.with_chat_template(template)
 
 
 def _make_tokenizer(table: TokenTable) -> TableTokenizer:

@@ -33,8 +33,8 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.objectives.distillation import Distillation
-from gptjax.objectives.objective import SFT, get_row_kind
-from gptjax.objectives.preference import DPO, SimPO
+from gptjax.objectives.objective import SFT, NextToken, get_row_kind
+from gptjax.objectives.preference import DPO, IPO, ORPO, SimPO
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.runs.run_dir import RunDir, write_imported_run
@@ -377,22 +377,26 @@ def test_run_killed_many_times_ends_like_an_uninterrupted_one(
     kill_repeatedly(make_killed_config(shards, tmp_path, steps=300), cache=compile_cache, kills=15, seed=seed)
 
 
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "sft": {"objective": SFT()},
-    "dpo_stored": {"objective": DPO()},
-    "dpo_computed": {"objective": DPO(store_reference=False)},
-    "distillation": {"objective": Distillation()},
-    "lora": {"objective": SFT(), "lora": LoRA(rank=2)},
-    "dpo_lora": {"objective": DPO(), "lora": LoRA(rank=2)},
-    "simpo": {"objective": SimPO()},
+OBJECTIVES = {
+    "next_token": NextToken(),
+    "sft": SFT(),
+    "dpo_stored": DPO(),
+    "dpo_computed": DPO(store_reference=False),
+    "ipo": IPO(),
+    "simpo": SimPO(),
+    "orpo": ORPO(),
+    "distillation": Distillation(),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [LoRA(), LoRA(rank=2)], ids=["all", "lora"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str, tmp_path: Path, compile_cache: str):
-    fields = OBJECTIVES[name]
-    pairs = get_row_kind(fields["objective"]) == "pairs"
+def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(
+    name: str, lora: LoRA, tmp_path: Path, compile_cache: str
+):
+    objective = OBJECTIVES[name]
+    pairs = get_row_kind(objective) == "pairs"
     draw = draw_pairs if pairs else draw_documents
     splits = {split: draw(200, seed=seed) for seed, split in enumerate(("train", "val"))}
     shards = write_documents(tmp_path / "shards", splits, kind="preferences" if pairs else "chat")
@@ -402,6 +406,6 @@ def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str,
         shards, tmp_path / "runs", steps=300, model={"intra_document_mask": True}, data=data, init_from=str(start)
     )
     write_imported_run(start, model=make_model(config.model), tokenizer=tokenizer())
-    if name == "distillation":
-        fields = {"objective": Distillation(teacher=str(start))}
-    kill_repeatedly(replace(config, **fields), cache=compile_cache, kills=6, seed=3)
+    if isinstance(objective, Distillation):
+        objective = replace(objective, teacher=str(start))
+    kill_repeatedly(replace(config, objective=objective, lora=lora), cache=compile_cache, kills=6, seed=3)
