@@ -363,6 +363,34 @@ def test_failing_task_costs_no_other_its_scores(
     assert scored == [6, 6, 6, 6]
 
 
+def test_task_that_breaks_on_loading_has_failed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Only one whose data are not there was not run. Of a group that cannot be opened, the others are scored."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    row = json.dumps({"question": "the cat", "answers": ["boat", "two cats"], "gold": 1})
+    files = {"rows": f"{row}\n", "damaged": f"{row}\n{{\n", "absent": None}
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / f"{name}.jsonl").write_text(content)
+    (tmp_path / "broken.py").write_text("")
+    tasks = {name: CHOICES.replace("FILE", str(tmp_path / f"{name}.jsonl")) for name in files}
+    plain = tasks.pop("rows")
+    tasks |= {"first": plain, "second": f"{plain}process_docs: !function broken.missing\n"}
+    for name, task in tasks.items():
+        (tmp_path / f"{name}.yaml").write_text(task.replace("task: choices", f"task: {name}"))
+    (tmp_path / "sums.yaml").write_text(GROUP)
+    file = tmp_path / "result.json"
+    words = [f"--checkpoint={run}", "--mesh=single", f"--include-path={tmp_path}", f"--json={file}"]
+    message = read_error(capsys, *words, "--tasks=absent,damaged,sums")
+    assert "error: 3 tasks failed, and have no figures: damaged (" in message  # behind what `datasets` logs
+    result = json.loads(file.read_text())
+    assert "first acc" in result["figures"]
+    assert list(result["harness"]["failed"]) == ["damaged", "sums", "second"]
+    assert list(result["harness"]["not_run"]) == ["absent"]
+    assert "no task can be run: second: AttributeError: " in read_error(capsys, *words, "--tasks=second")
+
+
 def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
     samples = [{"doc_id": i, "target": target} for i, target in enumerate([["a", "b"], "b", "c"])]
     found = measure_controls(cast(Any, None), samples + samples, kind="generate_until")

@@ -178,12 +178,16 @@ def test_modded_checkpoint_computes_as_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-def test_nanochat_checkpoint_computes_as_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", [0, 61])
+def test_nanochat_checkpoint_computes_as_there(tmp_path: Path, padding: int) -> None:
+    """Also with rows that pad the vocabulary to a multiple of 64."""
     state = draw_state(kv_heads=2, learned=False)
     sizes = {"sequence_len": 16, "vocab_size": 131, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
-    save_torch(tmp_path / "model_000100.pt", {f"_orig_mod.{name}": tensor for name, tensor in state.items()})
+    pad = lambda tensor: np.pad(tensor, ((0, padding), (0, 0))) if len(tensor) == 131 else tensor
+    save_torch(tmp_path / "model_000100.pt", {f"_orig_mod.{name}": pad(tensor) for name, tensor in state.items()})
     (tmp_path / "meta_000100.json").write_text(json.dumps({"step": 100, "model_config": sizes}))
     main(["from-nanochat", str(tmp_path), f"--output={tmp_path / 'run'}"])
+    assert RunDir.open(tmp_path / "run").model_config.vocab_size == 131
     check_logits(tmp_path / "run", TOKENS, compute_modded(state, TOKENS, heads=4, cap=15.0))
 
 

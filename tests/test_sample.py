@@ -254,6 +254,7 @@ def test_default_length_fills_the_context(run: Path) -> None:
         (["--prompt=a", "--prompt-file=b"], "choose one"),
         (["--prompt=a", "--interactive"], "--prompt and --interactive are both given"),
         (["--min-p=2"], "min-p is 2"),
+        (["--stop-text=END", "--stop-text="], "--stop-text is empty. Give the text to stop before"),
         (["--prompt-file=nowhere.txt"], r"nowhere.txt cannot be read"),
         (["--num-samples=0"], "--num-samples is 0"),
         (["--prompt=a", "--text-field=body"], "--text-field names a field of --prompt-file"),

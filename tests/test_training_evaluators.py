@@ -106,16 +106,21 @@ def test_failing_evaluation_is_logged_and_training_goes_on(
 def test_task_that_fails_is_logged_beside_the_figures_of_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    found = TaskResults(figures={"good acc": Figure(0.5, math.nan, math.nan)}, failed={"bad": "ValueError: no"})
+    """So is one without data."""
+    reasons = {"failed": {"bad": "ValueError: no"}, "not_run": {"far": "OSError: no network"}}
+    found = TaskResults(figures={"good acc": Figure(0.5, math.nan, math.nan)}, **reasons)
     prepared = SimpleNamespace(run=lambda _: found)
     for name in ("harness", "harness_model"):
         tools = {"prepare_tasks": lambda _: contextlib.nullcontext(prepared), "HarnessModel": lambda *_, **__: None}
         monkeypatch.setattr(training_evaluators, name, SimpleNamespace(TaskRequest=TaskRequest, **tools))
     own = BPE({bytes([b]): b for b in range(256)}, {END_OF_TEXT: 256}, merges=[], pattern=GPT2_PATTERN)
     context = EvalContext(TokenShards(), own, MODEL, SFT(), SINGLE)
-    evaluate_tasks: Any = HarnessTasks(tasks=("good", "bad")).open(context)
-    assert evaluate_tasks(None) == {"eval_good_acc": 0.5, "eval_bad_error": "ValueError: no"}
-    assert "the evaluation bad failed, and training goes on: ValueError: no" in capsys.readouterr().err
+    evaluate_tasks: Any = HarnessTasks(tasks=("good", "bad", "far")).open(context)
+    metrics = {"eval_good_acc": 0.5, "eval_bad_error": "ValueError: no", "eval_far_error": "OSError: no network"}
+    assert evaluate_tasks(None) == metrics
+    printed = capsys.readouterr().err
+    assert "the evaluation bad failed, and training goes on: ValueError: no" in printed
+    assert "the evaluation far failed, and training goes on: OSError: no network" in printed
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ _TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "respon
 """Other names of fields in a turn that holds a question and its answer."""
 
 
+_QUESTIONS, _ANSWERS, _NO_FIELDS = frozenset(QUESTIONS), frozenset(ANSWERS), frozenset((*LISTS, *TREE_FIELDS))
+
+
 class ParsedConversation(NamedTuple):
     """Messages, the numbers of those that are not scored (OpenAI's `weight` 0), and notes on what was left out."""
 
@@ -104,10 +107,13 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
 
 def _has_other_field(record: Any) -> bool:
     """Whether a record of fields has more questions or answers than the one that is read of each."""
-    if not isinstance(record, dict) or not {*record}.isdisjoint((*LISTS, *TREE_FIELDS)):
+    if not isinstance(record, dict) or not record.keys().isdisjoint(_NO_FIELDS):
         return False
-    count = lambda keys: sum(isinstance(record.get(key), str | list) and bool(record[key]) for key in keys)
-    return count(QUESTIONS) > 1 or count(ANSWERS) > 1
+    return any(
+        len(known := record.keys() & names) > 1
+        and sum(isinstance(record[key], str | list) and bool(record[key]) for key in known) > 1
+        for names in (_QUESTIONS, _ANSWERS)
+    )
 
 
 def _has_other_content(record: Any, messages: list[Message]) -> bool:

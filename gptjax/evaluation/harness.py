@@ -59,7 +59,8 @@ class PreparedTasks:
     def run(self, model: "HarnessModel", results: TaskResults | None = None) -> TaskResults:
         """Run the tasks. Nothing is sent anywhere; data sets come from the hub, its cache or local files.
 
-        A task that fails is named in `failed`, and the others go on. In its place its group is run task by task.
+        A task that fails is named in `failed`, and one whose data cannot be had in `not_run`. The others go on. In
+        place of a group that fails its tasks are run one by one.
 
         Args:
             results: what each task gives is added to it at once. After an interruption it has what was finished.
@@ -70,7 +71,7 @@ class PreparedTasks:
         results = TaskResults() if results is None else results
         local = list(find_task_files(self.request.task_data))
         with quiet_harness(), model.remember_answers():
-            opened, results.not_run = open_tasks(self.manager, self.names, local=local)
+            opened = open_tasks(self.manager, self.names, results, local=local)
             while opened:
                 task = opened.pop(0)
                 try:
@@ -137,32 +138,48 @@ class OpenTask:
         return [OpenTask(name, [task], {name: task}) for name, task in self.tasks.items()]
 
 
-def open_tasks(manager: Any, names: Sequence[str], *, local: Sequence[str]) -> tuple[list[OpenTask], dict[str, str]]:
-    """The tasks with their data, and why each of the others has none.
+def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, local: Sequence[str]) -> list[OpenTask]:
+    """The tasks with their data. A group of which one cannot be opened is opened task by task.
 
     Args:
+        results: why each of the others is `not_run`, for want of its data, or `failed`.
         local: the tasks that have local files.
 
     Raises:
-        UserError: none can be run.
+        UserError: none can be opened.
     """
     tasks: list[OpenTask] = []
-    missing: dict[str, str] = {}
-    for name in names:
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop(0)
         task = Path(name).stem if Path(name).is_absolute() else name
         try:
             loaded = manager.load([name])
-        except Exception as error:  # of any library that reads data
-            missing[task] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
+        except Exception as error:  # of any library that reads data, of the task's own code
+            if _lacks_data(error):
+                results.not_run[task] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
+            else:
+                results.failed[task] = _explain(error)
+                waiting = [*_list_members(manager, name), *waiting]
         else:
             whole = list((loaded["groups"] or loaded["tasks"]).values())
             tasks.append(OpenTask(task, whole, dict(loaded["tasks"])))
     if not tasks:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        without = [name for name in missing if name not in local]
+        unopened = results.not_run | results.failed
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unopened.items())
+        without = [name for name in results.not_run if name not in local]
         advice = f" Without a network, give local files: --task-data={without[0]}=FILE." if without else ""
         raise UserError(f"no task can be run: {reasons}.{advice}")
-    return tasks, missing
+    return tasks
+
+
+def _lacks_data(error: Exception) -> bool:
+    """Whether a task could not be opened because its data are not there or cannot be fetched.
+
+    Data that are there and cannot be read, and the task's own code, raise other errors, or elsewhere.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, OSError) and any(frame.name == "download" for frame in frames)
 
 
 def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:

@@ -137,7 +137,9 @@ class HarnessTasks(_BatchedEvaluator):
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
             results = prepared.run(adapter)
-            return name_metrics(results.figures) | dict(note_failure(*pair) for pair in results.failed.items())
+            return name_metrics(results.figures) | dict(
+                note_failure(*pair) for pair in (results.not_run | results.failed).items()
+            )
 
         weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
         return guard(evaluate, " ".join(self.tasks))

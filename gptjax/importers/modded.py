@@ -2,6 +2,7 @@
 
 Rotary positions turn the other way, so the halves of each head of q and k are exchanged. Its numbers lie otherwise than
 here: `lamb` mixes the first layer's values in, `lambdas` are α and β, and the skip weights begin at the innermost pair.
+It rounds the tables of its rotary positions to bfloat16, and here they are float32.
 """
 
 import math
@@ -24,6 +25,7 @@ from gptjax.importers.foreign import (
 )
 from gptjax.importers.nanochat import LAYER
 from gptjax.importers.nanochat import ROWS as NANOCHAT_ROWS
+from gptjax.process.console import print_once
 
 ROWS = [
     *NANOCHAT_ROWS,
@@ -42,7 +44,11 @@ def read_modded(path: Path, *, num_heads: int | None = None, context_length: int
         num_heads: None takes heads of 128 channels, as the records have.
         context_length: None takes 1024.
     """
-    tensors = _translate(collect_tensors(read_torch_file(path).get("model"), path))
+    content = read_torch_file(path)
+    if "flex_attention" in str(content.get("code")):  # records 12 and 13, with the same weights
+        seen = "a window of one document (flex_attention), and here the whole context"
+        print_once(f"note: {path}: the attention of its record sees {seen}", to_stderr=True)
+    tensors = _translate(collect_tensors(content.get("model"), path))
     embedding = tensors.get("transformer.wte.weight")
     layers = count_layers(tensors, r"transformer\.h\.(\d+)\.")
     if embedding is None or len(embedding.shape) != 2 or layers < 2:

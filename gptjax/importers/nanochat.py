@@ -1,9 +1,11 @@
 """Checkpoints of nanochat's first version: a directory with `model_STEP.pt` and `meta_STEP.json`.
 
 Its rotary positions turn the other way, so the halves of each head of q and k are exchanged. Its norms have no gain
-and take the smallest epsilon of float32.
+and take the smallest epsilon of float32. It rounds the tables of its rotary positions to bfloat16, and here they are
+float32.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from gptjax.core.errors import UserError
@@ -21,10 +23,12 @@ ROWS = [
     WeightMapping(f"{LAYER}.mlp.c_proj.weight", "blocks.mlp.down", "D F"),
     WeightMapping("lm_head.weight", "head", "V D"),
 ]
+VOCAB_MULTIPLE = 64
+"""Since December 2025 it pads embedding and head to such a number of rows."""
 
 
 def read_nanochat(directory: Path) -> ForeignModel:
-    """The model of the last step in a directory.
+    """The model of the last step in a directory. Rows that pad the vocabulary are left out.
 
     Raises:
         UserError: also for a later form, whose weights (such as `resid_lambdas`) are named.
@@ -43,10 +47,15 @@ def read_nanochat(directory: Path) -> ForeignModel:
         num_kv_heads=None if number("n_kv_head") == number("n_head") else number("n_kv_head"),
         embed_dim=number("n_embd"),
         context_length=number("sequence_len"),
-        vocab_size=number("vocab_size"),
+        vocab_size=(vocab := number("vocab_size")),
         tie_embeddings=False,
         embedding_norm=True,
         logit_softcap=15.0,
         **MODERN,
     )
-    return ForeignModel(path, config, collect_tensors(read_torch_file(path), path), ROWS)
+    tensors = collect_tensors(read_torch_file(path), path)
+    padded = -(-vocab // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        if name in tensors and tensors[name].shape[:1] == (padded,):
+            tensors[name] = replace(tensors[name], values=tensors[name].values[:vocab])
+    return ForeignModel(path, config, tensors, ROWS)

@@ -64,6 +64,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
+        if "" in self.stop_text:
+            raise UserError("--stop-text is empty. Give the text to stop before, or leave it out.")
         _ = self.sampling
 
     @property

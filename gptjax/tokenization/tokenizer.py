@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
+from gptjax.core.garbage import pause_garbage_collection
 from gptjax.process.console import print_once
 from gptjax.tokenization.base import SAVED_FILES, Tokenizer
 from gptjax.tokenization.chat_template import read_chat_template
@@ -48,7 +49,8 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     `chat_template.json` beside it is its template. The end of text is `end_of_text`, else what tokenizer_config.json or
     special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
     """
-    found = _load(os.fspath(spec))
+    with pause_garbage_collection():
+        found = _load(os.fspath(spec))
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
 
 
