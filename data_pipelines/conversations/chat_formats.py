@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.conversations import public_sets
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
+from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
@@ -276,7 +277,7 @@ def _read_text(record: dict[str, Any], key: str, *, where: str) -> str:
     return text
 
 
-def _read_history(record: dict[str, Any], *, where: str) -> list[Any]:
+def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     """Messages of the turns before the question: Alpaca's pairs, or messages."""
     history = _parse_json(record.get("history")) or []
     if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
@@ -299,7 +300,11 @@ def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) ->
         return [*as_list(question, "user"), *as_list(answer, "assistant")]
     if isinstance(question, str):
         question = add_context(record, key, where=where)
-    return [*_read_history(record, where=where), *_make_turn(question, answer)]
+    history = read_history(record, where=where)
+    if (turns := split_question(question, where=where)) is not None:
+        answer = answer.strip() if isinstance(answer, str) else answer  # a blank is part of the mark before it
+        return [*history, *turns, {"role": "assistant", "content": answer}]
+    return [*history, *_make_turn(question, answer)]
 
 
 def describe(record: dict[str, Any]) -> str:
