@@ -98,7 +98,7 @@ class ProcessWatch:
     def announce_end(self, status: int, message: str) -> None:
         """Tell the others that this process ends, and why. Process 0 waits until they have read it.
 
-        A library that aborts process 0 leaves no time for that, and the store may have failed. They notice by themselves.
+        A library that aborts process 0 leaves no time for that, and its store may have failed. They notice it anyway.
         """
         if self._has_lost_store or (self._index == 0 and self._native.find_abort() is not None):
             return
