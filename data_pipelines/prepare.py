@@ -34,11 +34,12 @@ from data_pipelines.encode.encoder import (
     iter_batches,
 )
 from data_pipelines.encode.splits import Corpus
+from data_pipelines.encode.worker_pool import Workers
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text, parse_separator
-from data_pipelines.readers.sources import has_text_files, open_source
+from data_pipelines.readers.sources import count_local_bytes, has_text_files, open_source
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import ShardOptions, require_at_least, run_command
 from data_pipelines.runtime.progress import progress_line
@@ -118,8 +119,12 @@ class ResolvedRequest:
         }
 
 
-def resolve_request(request: Prepare) -> ResolvedRequest:
+def resolve_request(
+    request: Prepare, *, workers: Workers | None = None, limits: Limits = DEFAULT_LIMITS
+) -> ResolvedRequest:
     """Fill in defaults, from a recipe if the source names one; open the sources and load the tokenizer.
+
+    Of `workers`, those that a large source will need start while the tokenizer loads.
 
     Raises `UserError` for a source, split or tokenizer that does not exist.
     """
@@ -141,20 +146,26 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
     if is_learned:
         return ResolvedRequest(request, corpus, None)
+    if workers is not None and not request.output.exists():
+        size, modules = count_local_bytes(corpus.source), (Encoder.__module__, "gptjax.tokenization.table_tokenizers")
+        workers.start_ahead(size, *modules, processes=request.processes, pool_size=limits.pool_bytes)
     tokenizer = note_left_out(load_shard_tokenizer(spec, end_of_text=request.end_of_text), spec)
     return ResolvedRequest(request, corpus, tokenizer)
 
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints progress to stderr and a summary to stdout."""
-    resolved = resolve_request(request) if isinstance(request, Prepare) else request
+    with Workers() as workers:
+        if isinstance(request, Prepare):
+            request = resolve_request(request, workers=workers, limits=limits)
+        resolved = request
 
-    def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
-        journal = Journal(directory, identity, seconds=limits.record_seconds)
-        tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal=journal)
-        return _write_shards(directory, resolved, tokenizer=tokenizer, journal=journal, limits=limits)
+        def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
+            journal = Journal(directory, identity, seconds=limits.record_seconds)
+            tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal=journal)
+            return _write_shards(directory, resolved, tokenizer, journal=journal, limits=limits, workers=workers)
 
-    return build_shards(resolved.options, resolved.identity, write=write)
+        return build_shards(resolved.options, resolved.identity, write=write)
 
 
 def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journal) -> Tokenizer:
@@ -175,7 +186,13 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journa
 
 
 def _write_shards(
-    directory: Path, request: ResolvedRequest, *, tokenizer: Tokenizer, journal: Journal, limits: Limits
+    directory: Path,
+    request: ResolvedRequest,
+    tokenizer: Tokenizer,
+    *,
+    journal: Journal,
+    limits: Limits,
+    workers: Workers,
 ) -> ShardContents:
     """Write what is not written yet."""
     options, corpus, done = request.options, request.corpus, journal.progress
@@ -186,7 +203,7 @@ def _write_shards(
     has_text = any(map(has_text_files, (corpus.source, corpus.validation)))
     encoder = Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens, has_text)
     batches = iter_batches(corpus.iter_chunks(context), context, tokenizer=tokenizer, limits=limits, start=done.units)
-    encoded = encode_batches(batches, encoder, processes=options.processes, limits=limits)
+    encoded = encode_batches(batches, encoder, processes=options.processes, limits=limits, workers=workers)
     with (
         open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line("encoding") as show,

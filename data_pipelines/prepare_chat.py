@@ -129,6 +129,11 @@ def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
 
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
+    with request.start_workers(limits) as workers:
+        return prepare_scored(request, _make_kind(request), workers=workers, limits=limits)
+
+
+def _make_kind(request: PrepareChat) -> ExampleKind:
     given = _learn_tokenizer(request) if request.is_learned else request.load_tokenizer()
     template = (given.chat_template or CHATML) if request.template is None else find_template(request.template)
     if request.system_prompt is not None:
@@ -139,8 +144,7 @@ def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Ma
         tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
-    kind = ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
-    return prepare_scored(request, kind, limits=limits)
+    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,17 @@ class PreparePreferences(PrepareScored):
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
+    with request.start_workers(limits) as workers:
+        return prepare_scored(request, _make_kind(request), workers=workers, limits=limits)
+
+
+def _make_kind(request: PreparePreferences) -> ExampleKind:
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None and _begins_with_turns(request):
         tokenizer = given.with_chat_template(CHATML).with_special_tokens(CHATML.special_tokens)
     encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
-    kind = ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
-    return prepare_scored(request, kind, limits=limits)
+    return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
 
 
 def _begins_with_turns(request: PreparePreferences) -> bool:

@@ -10,9 +10,6 @@ much as the published validation shard; `python -m data_pipelines.fetch fineweb_
 import sys
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -86,6 +83,9 @@ RECIPES = {
 
 def show_recipes() -> None:
     """Print a table of all recipes."""
+    from rich.console import Console  # slow to import
+    from rich.table import Table
+
     table = Table("recipe", "to fetch", "training tokens", "validation", "tokenizer", "what it is")
     for name, recipe in RECIPES.items():
         fetch, train, val = recipe.sizes

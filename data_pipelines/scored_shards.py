@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.conversations.block_encoder import BlockEncoder, ExampleKind, Task
-from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.encode.encoder import Limits
 from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, parse_split
-from data_pipelines.encode.worker_pool import map_on_cores
+from data_pipelines.encode.worker_pool import Workers, map_on_cores
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
@@ -34,6 +34,8 @@ from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 RECORDS_VERSION = 7
 """Increase it whenever the same records become other tokens."""
+ENCODERS = (BlockEncoder.__module__, "data_pipelines.conversations.examples", "gptjax.tokenization.table_tokenizers")
+"""What workers import."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
 
@@ -70,6 +72,15 @@ class PrepareScored(ShardOptions):
         named = {"source": self.source, "validation_source": self.validation_source}
         return {flag: open_records(spec) for flag, spec in named.items() if spec is not None}
 
+    @contextlib.contextmanager
+    def start_workers(self, limits: Limits) -> Iterator[Workers]:
+        """The workers of this request; those that a large source will need start at once."""
+        with Workers() as workers:
+            if not self.output.exists():
+                size = self.sources["source"].size
+                workers.start_ahead(size, *ENCODERS, processes=self.processes, pool_size=limits.pool_bytes)
+            yield workers
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
         tokenizer = note_left_out(load_tokenizer(self.tokenizer, end_of_text=self.end_of_text), self.tokenizer)
@@ -87,7 +98,7 @@ class PrepareScored(ShardOptions):
         return "--split=hash:0.3, --split=none or a --validation-source"
 
 
-def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
+def prepare_scored(request: PrepareScored, kind: ExampleKind, *, workers: Workers, limits: Limits) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
 
     def compute_identity() -> dict[str, Any]:
@@ -108,13 +119,19 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
         journal = Journal(directory, identity, seconds=limits.record_seconds)
-        return _write_shards(directory, request, kind, journal=journal, limits=limits)
+        return _write_shards(directory, request, kind, journal=journal, limits=limits, workers=workers)
 
     return build_shards(request, compute_identity, write=write, what=f"usable {kind.plural}")
 
 
 def _write_shards(
-    directory: Path, request: PrepareScored, kind: ExampleKind, *, journal: Journal, limits: Limits
+    directory: Path,
+    request: PrepareScored,
+    kind: ExampleKind,
+    *,
+    journal: Journal,
+    limits: Limits,
+    workers: Workers,
 ) -> ShardContents:
     """Write what is not written yet."""
     tokenizer, done = kind.tokenizer, journal.progress
@@ -122,7 +139,8 @@ def _write_shards(
     encoder = BlockEncoder(kind, request.strict, request.max_document_tokens)
     tasks = itertools.islice(_iter_tasks(request, kind, limits), units, None)
     size = lambda task: task.block.size
-    encoded = map_on_cores(encoder, tasks, processes=request.processes, size=size, pool_size=limits.pool_bytes)
+    pool = {"processes": request.processes, "pool_size": limits.pool_bytes, "workers": workers}
+    encoded = map_on_cores(encoder, tasks, size=size, **pool)
     with (
         open_split_writers(directory, request, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line(f"reading {request.source}") as show,

@@ -103,17 +103,23 @@ def test_page_streams_answers_stops_and_keeps_tabs_apart(browser: Browser) -> No
         wait_for(lambda: browser.texts("assistant") == ["second"])
         assert "<b>" not in server_prompts(server)[-1], "another tab has a conversation of its own"
 
-        browser.click("#reset")
+        browser.write("y" * 200 + "\ue007")
+        wait_for(lambda: len(browser.texts("assistant")) == 2 and len(browser.texts("assistant")[1]) > 3)
+        browser.click("#reset")  # while an answer is written, of which nothing is noted in the new conversation
         wait_for(lambda: browser.texts("assistant") == [])
         browser.write("third\ue007")
         wait_for(lambda: browser.texts("assistant") == ["third"])
         assert "second" not in server_prompts(server)[-1]
+        assert browser.texts("note") == []
         logs = [entry["message"] for entry in browser.post("/se/log", type="browser") if entry["level"] == "SEVERE"]
         assert [line for line in logs if "favicon" not in line] == []
 
     browser.write("fourth\ue007")  # nobody serves the page any more
     wait_for(lambda: browser.texts("note") == ["The server does not answer."])
     assert browser.run("return document.getElementById('message').value") == "fourth"
+    assert browser.texts("user") == ["third"]
+    browser.click("#reset")
+    wait_for(lambda: browser.texts("note") == ["The server does not answer."] * 2)
     assert browser.texts("user") == ["third"]
 
 

@@ -18,7 +18,7 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.conversations import block_encoder
 from data_pipelines.conversations.chat_formats import REASONING
-from data_pipelines.conversations.examples import EMPTY_MESSAGE, REPEATED_ROLE
+from data_pipelines.conversations.examples import EMPTY_MESSAGE, MARKS, REPEATED_ROLE
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.prepare_chat import PrepareChat, find_template, prepare_chat
@@ -409,6 +409,12 @@ def test_reasoning_that_is_left_out_is_told(tmp_path, run, capsys):
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "reasoning_content": "Hm."}]
     run(write(tmp_path / "chat.jsonl", [json.dumps({"messages": said}), line(SUMS)]))
     assert f"{count_of(1, REASONING)}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["Hi<|im_end|>\n<|im_start|>assistant", "### Instruction: Hi\n### Response:"])
+def test_marks_of_turns_inside_a_content_are_told(tmp_path, run, capsys, asked):
+    run(write(tmp_path / "chat.jsonl", [line(SUMS), line([("user", asked), ("assistant", "Ha")])]))
+    assert f"{count_of(1, MARKS)}; the first: {tmp_path}/chat.jsonl:2" in capsys.readouterr().out
 
 
 def test_two_messages_of_one_role_stay_two_turns(tmp_path, run, capsys):

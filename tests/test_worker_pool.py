@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.encode import worker_pool
-from data_pipelines.encode.worker_pool import WorkerDied, map_in_processes
+from data_pipelines.encode.worker_pool import WorkerDied, Workers, map_in_processes
 from gptjax.core.errors import UserError
 
 LARGE = 2**23
@@ -38,6 +39,8 @@ class Work:
         match argument:
             case "pid":
                 return os.getpid()
+            case "modules":
+                return [*sys.modules]
             case "flags":
                 return sys.flags.isolated, sys.flags.optimize, sys.warnoptions, sys._xoptions
             case "die":
@@ -64,6 +67,26 @@ def test_map_in_processes_keeps_the_order(size, processes):
     assert results[:20] == [2 * i for i in range(20)]
     assert len(set(results[20:])) == processes
     assert os.getpid() not in results
+
+
+def test_workers_that_started_ahead_do_the_work():
+    with Workers() as workers:
+        workers.start_ahead(5, "no.such.module", "this", processes=2, pool_size=6)
+        assert not workers._running, "little work needs none"
+        workers.start_ahead(6, "no.such.module", "this", processes=2, pool_size=6)
+        started = {process.pid for process, _ in workers._running}
+        assert len(started) == 2
+        found: list[Any] = list(map_in_processes(Work(), ["pid"] * 4 + ["modules"] * 4, processes=2, workers=workers))
+        assert {*found[:4]} == started
+        assert all("this" in modules for modules in found[4:])
+        assert not workers._running, "they have ended with their work"
+
+
+def test_workers_without_work_end_with_their_context():
+    with Workers() as workers:
+        workers.start(2)
+        processes = [process for process, _ in workers._running]
+    assert all(process.returncode is not None for process in processes)
 
 
 def test_map_in_processes_takes_no_more_than_it_must():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.conversations import public_sets
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
+from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
@@ -59,6 +60,9 @@ _TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "respon
 """Other names of fields in a turn that holds a question and its answer."""
 
 
+_QUESTIONS, _ANSWERS, _NO_FIELDS = frozenset(QUESTIONS), frozenset(ANSWERS), frozenset((*LISTS, *TREE_FIELDS))
+
+
 class ParsedConversation(NamedTuple):
     """Messages, the numbers of those that are not scored (OpenAI's `weight` 0), and notes on what was left out."""
 
@@ -104,10 +108,13 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
 
 def _has_other_field(record: Any) -> bool:
     """Whether a record of fields has more questions or answers than the one that is read of each."""
-    if not isinstance(record, dict) or not {*record}.isdisjoint((*LISTS, *TREE_FIELDS)):
+    if not isinstance(record, dict) or not record.keys().isdisjoint(_NO_FIELDS):
         return False
-    count = lambda keys: sum(isinstance(record.get(key), str | list) and bool(record[key]) for key in keys)
-    return count(QUESTIONS) > 1 or count(ANSWERS) > 1
+    return any(
+        len(known := record.keys() & names) > 1
+        and sum(isinstance(record[key], str | list) and bool(record[key]) for key in known) > 1
+        for names in (_QUESTIONS, _ANSWERS)
+    )
 
 
 def _has_other_content(record: Any, messages: list[Message]) -> bool:
@@ -270,7 +277,7 @@ def _read_text(record: dict[str, Any], key: str, *, where: str) -> str:
     return text
 
 
-def _read_history(record: dict[str, Any], *, where: str) -> list[Any]:
+def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     """Messages of the turns before the question: Alpaca's pairs, or messages."""
     history = _parse_json(record.get("history")) or []
     if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
@@ -293,7 +300,11 @@ def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) ->
         return [*as_list(question, "user"), *as_list(answer, "assistant")]
     if isinstance(question, str):
         question = add_context(record, key, where=where)
-    return [*_read_history(record, where=where), *_make_turn(question, answer)]
+    history = read_history(record, where=where)
+    if (turns := split_question(question, where=where)) is not None:
+        answer = answer.strip() if isinstance(answer, str) else answer  # a blank is part of the mark before it
+        return [*history, *turns, {"role": "assistant", "content": answer}]
+    return [*history, *_make_turn(question, answer)]
 
 
 def describe(record: dict[str, Any]) -> str:

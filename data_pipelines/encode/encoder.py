@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipelines.encode.pieces import Piece, iter_pieces
 from data_pipelines.encode.splits import AllTo, SplitRule
-from data_pipelines.encode.worker_pool import map_on_cores
+from data_pipelines.encode.worker_pool import Workers, map_on_cores
 from data_pipelines.readers.documents import (
     EMPTY,
     Chunk,
@@ -218,8 +218,14 @@ def _iter_documents(batch: UnitBatch, context: ReadContext) -> Iterator[Piece]:
 
 
 def encode_batches(
-    batches: Iterator[UnitBatch], encoder: Encoder, *, processes: int | None, limits: Limits
+    batches: Iterator[UnitBatch],
+    encoder: Encoder,
+    *,
+    processes: int | None,
+    limits: Limits,
+    workers: Workers | None = None,
 ) -> Generator[EncodedBatch, None, None]:
     """Encode all batches in order, in this process where there is little text."""
     size = lambda batch: sum(unit.size for unit in batch.units)
-    return map_on_cores(encoder, batches, processes=processes, size=size, pool_size=limits.pool_bytes)
+    pool_size = limits.pool_bytes
+    return map_on_cores(encoder, batches, processes=processes, size=size, pool_size=pool_size, workers=workers)

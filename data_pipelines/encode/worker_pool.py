@@ -11,6 +11,8 @@ again a script without `if __name__ == "__main__":`.
 
 import contextlib
 import functools
+import gc
+import importlib
 import itertools
 import json
 import os
@@ -24,14 +26,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from data_pipelines.runtime.sigint import block_sigint
 from gptjax.core.errors import UserError
+from gptjax.core.garbage import pause_garbage_collection
 from gptjax.core.provenance import count_cores
 
-START = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import work; work(int(sys.argv[2]))"
-"""What a worker runs: its arguments are where modules are found and its end of the pipe."""
+START = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import work; work(*sys.argv[2:])"
+"""What a worker runs: its arguments are where modules are found, its end of the pipe, and what to import ahead."""
 ARGUMENTS_PER_WORKER = 4
 """How many arguments are sent to each worker before the oldest result is awaited."""
 
@@ -43,25 +46,50 @@ class WorkerDied(Exception):
     """A worker process ended unexpectedly."""
 
 
-def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, processes: int) -> Iterator[R]:
+class Workers:
+    """The processes of one `map_in_processes`. They can start before their work is known, while this process loads it.
+
+    Leaving the context kills them.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[tuple[subprocess.Popen[bytes], Connection]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with block_sigint():
+            for process, _ in self._running:
+                process.kill()
+            for process, pipe in self._running:
+                process.wait()
+                pipe.close()
+            self._running.clear()
+
+    def start(self, count: int, *modules: str) -> list[Connection]:
+        """Start workers up to this number, which import the modules at once. Returns the pipes to so many of them."""
+        for _ in range(count - len(self._running)):
+            with block_sigint():
+                self._running.append(_start_worker(modules))
+        return [pipe for _, pipe in self._running[:count]]
+
+    def start_ahead(self, size: int, *modules: str, processes: int | None, pool_size: int) -> None:
+        """Start those that `map_on_cores` will want for `size` of work."""
+        if size >= pool_size and (count := processes or count_cores()) > 1:
+            self.start(count, *modules)
+
+
+def map_in_processes(
+    function: Callable[[T], R], arguments: Iterable[T], *, processes: int, workers: Workers | None = None
+) -> Iterator[R]:
     """Yield the results in order; raises what the function raised, or `WorkerDied`.
 
     The function, its arguments and results are pickled, and nothing of them may be defined in the script that runs
     (`__main__`). The processes are killed when the iterator ends or is closed.
     """
-    workers: list[tuple[subprocess.Popen[bytes], Connection]] = []
-    try:
-        for _ in range(processes):
-            with block_sigint():
-                workers.append(_start_worker())
-        yield from _map([pipe for _, pipe in workers], arguments, function=function)
-    finally:
-        with block_sigint():
-            for process, _ in workers:
-                process.kill()
-            for process, pipe in workers:
-                process.wait()
-                pipe.close()
+    with workers or Workers() as workers:
+        yield from _map(workers.start(processes), arguments, function=function)
 
 
 def map_on_cores(
@@ -71,10 +99,11 @@ def map_on_cores(
     processes: int | None,
     size: Callable[[T], int],
     pool_size: int,
+    workers: Workers | None = None,
 ) -> Generator[R, None, None]:
     """Yield the results in order: from `processes`, by default one for each core, or from this one for little work.
 
-    Little is less than `pool_size` together. Raises `UserError` where a worker dies.
+    Those of `workers` come first. Little is less than `pool_size` together. Raises `UserError` where a worker dies.
     """
     first, total, processes = list[T](), 0, processes or count_cores()
     while processes > 1 and (total < pool_size or len(first) < processes):
@@ -87,19 +116,19 @@ def map_on_cores(
         yield from map(function, everything)
         return
     try:
-        yield from map_in_processes(function, everything, processes=min(processes, len(first)))
+        yield from map_in_processes(function, everything, processes=min(processes, len(first)), workers=workers)
     except WorkerDied:
         raise UserError(
             f"a worker process died, mostly for want of memory: use fewer than --processes={processes}."
         ) from None
 
 
-def _start_worker() -> tuple[subprocess.Popen[bytes], Connection]:
+def _start_worker(modules: Iterable[str]) -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     with theirs:
         places, number = json.dumps([os.path.abspath(path) for path in sys.path]), theirs.fileno()
         command = [sys.executable, *_list_options(), "-c", START, places]
-        return subprocess.Popen([*command, str(number)], stdin=subprocess.DEVNULL, pass_fds=[number]), ours
+        return subprocess.Popen([*command, str(number), *modules], stdin=subprocess.DEVNULL, pass_fds=[number]), ours
 
 
 def _list_options() -> list[str]:
@@ -151,15 +180,29 @@ def _receive_result(pipe: Connection) -> Any:
     return result
 
 
-def work(number: int) -> None:
-    """Apply the function that arrives first to everything that arrives after it, by the pipe of this descriptor."""
-    pipe = Connection(number)
+def work(descriptor: str, *modules: str) -> None:
+    """Apply the function that arrives first to everything that arrives after it, by the pipe of this descriptor.
+
+    The modules are imported while it is awaited.
+    """
+    pipe = Connection(int(descriptor))
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, messages), daemon=True).start()
-    load, function = functools.cache(pickle.loads), messages.get()
+    for module in modules:
+        with contextlib.suppress(Exception):  # raised again, and told, where the function is loaded
+            importlib.import_module(module)
+    load, function = functools.cache(_load), messages.get()
     with contextlib.suppress(OSError):  # the parent has ended
         while True:
             pipe.send_bytes(_call(lambda argument: load(function)(pickle.loads(argument)), messages.get()))
+
+
+def _load(function: bytes) -> Callable[[Any], Any]:
+    """Unpickle what stays until the end, so that no search for garbage looks at it again."""
+    with pause_garbage_collection():
+        loaded = pickle.loads(function)
+    gc.freeze()
+    return loaded
 
 
 def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:

@@ -31,6 +31,11 @@ def has_text_files(source: Source | None) -> bool:
     return False
 
 
+def count_local_bytes(source: Source) -> int:
+    """The bytes of a source's files, as far as they are here."""
+    return sum(path.stat().st_size for path in source.paths) if isinstance(source, Files) else 0
+
+
 OPENERS: tuple[Callable[[str], Source | None], ...] = (
     {"stdlib": Stdlib(), "shakespeare": Shakespeare()}.get,
     lambda spec: open_source(RECIPES[spec].source) if spec in RECIPES else None,

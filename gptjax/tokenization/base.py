@@ -238,4 +238,4 @@ class Tokenizer(ABC):
 
 def count_before(ends: np.ndarray, border: int) -> int:
     """How many tokens end at the border or before it, with nothing before a border of 0."""
-    return int(np.searchsorted(ends, border, side="right")) if border else 0
+    return int(ends.searchsorted(border, side="right")) if border else 0

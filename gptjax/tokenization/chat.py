@@ -20,6 +20,8 @@ from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, Rol
 from gptjax.tokenization.tokenizer import Tokenizer
 
 CHAT_TOKENS = CHATML.special_tokens
+RECENT = 16
+"""Messages whose tokens are kept."""
 Ids = Int32[np.ndarray, " _"]
 ScoredIds = tuple[Ids, UInt8[np.ndarray, " _"]]
 """Tokens, and for each 1 if it is scored."""
@@ -69,6 +71,7 @@ class ChatEncoder:
             )
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
+        self._recent: dict[tuple[str | None, ...], tuple[Ids, int]] = {}
         self._first = to_ids(tokenizer.begin_of_text if self.template.begins else None)
         begin = tokenizer.begin_of_text_name or tokenizer.end_of_text_name
         self._begin_name = begin if self.template.begins else None
@@ -87,8 +90,8 @@ class ChatEncoder:
         following = [style.start for style, _ in turns[1:]] + [self.template.assistant.start]
         for (style, message), is_learned, next_start in zip(turns, scored, following, strict=True):
             start, name, header, end = self._borders[style]
-            names = {"after": name or after, "before": style.end or next_start or None}
-            text, context = self._tokenizer.encode_pair(header, message.content, **names)
+            before = style.end or next_start or None
+            text, context = self._encode_turn(header, message.content, name or after, before)
             after = style.end
             if is_learned:
                 first = length + len(start) + context
@@ -99,6 +102,17 @@ class ChatEncoder:
         for span in spans:
             marks[span] = 1
         return MaskedTokens(np.concatenate(parts), marks)
+
+    def _encode_turn(self, header: str, content: str, after: str | None, before: str | None) -> tuple[Ids, int]:
+        """Ids of a header's text with a content, and how many are the header's. Recent ones are kept: the two
+        conversations of a pair begin alike, and many conversations have the same system message."""
+        key = header, content, after, before
+        if (found := self._recent.get(key)) is None:
+            found = self._tokenizer.encode_pair(header, content, after=after, before=before)
+            if len(self._recent) >= RECENT:
+                self._recent.clear()
+            self._recent[key] = found
+        return found
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""

@@ -19,6 +19,7 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thoughts")
 """Fields of a message that no chat template here writes."""
 _NO_REASONING = (None, "", False, [], "on", "off")
 """Nemotron's sets have a switch of this name."""
+_REASONING, _CONTENT = frozenset(REASONING_KEYS), frozenset(CONTENT_KEYS)
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 
 SKIPPED = "invalid records skipped: "
@@ -75,8 +76,10 @@ def has_reasoning(item: Any) -> bool:
     """Whether a message, or the record of a pair, has reasoning beside what it says."""
     if not isinstance(item, dict):
         return False
-    parts = [part for key in CONTENT_KEYS if isinstance(item.get(key), list) for part in item[key]]
-    return any(item.get(key) not in _NO_REASONING for key in REASONING_KEYS) or any(map(_is_reasoning, parts))
+    if any(item[key] not in _NO_REASONING for key in item.keys() & _REASONING):
+        return True
+    lists = (item[key] for key in item.keys() & _CONTENT if isinstance(item[key], list))
+    return any(map(_is_reasoning, itertools.chain.from_iterable(lists)))
 
 
 def _is_reasoning(part: Any) -> bool:

@@ -80,7 +80,7 @@ class TableTokenizer(Tokenizer):
         self, first: str, second: str, *, after: str | None = None, before: str | None = None
     ) -> tuple[Ids, int]:
         ids, border = self.encode(first + second), len(replace_surrogates(first).encode())
-        ends = np.cumsum(self.bytes_per_token[ids[: border + 1]])  # a token has at least one byte
+        ends = self.bytes_per_token[ids[: border + 1]].cumsum()  # a token has at least one byte
         return ids, count_before(ends, border)
 
     def token_bytes(self, token: int) -> bytes:

@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.file_sums import check_listed_files
 from gptjax.core.files import expand_path
+from gptjax.core.garbage import pause_garbage_collection
 from gptjax.process.console import print_once
 from gptjax.tokenization.base import SAVED_FILES, Tokenizer
 from gptjax.tokenization.chat_template import read_chat_template
@@ -48,7 +50,8 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     `chat_template.json` beside it is its template. The end of text is `end_of_text`, else what tokenizer_config.json or
     special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
     """
-    found = _load(os.fspath(spec))
+    with pause_garbage_collection():
+        found = _load(os.fspath(spec))
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
 
 
@@ -78,7 +81,11 @@ def _load(name: str) -> Tokenizer:
 
 
 def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenizer:
-    """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents."""
+    """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents.
+
+    Raises a `UserError` if one of them has changed since gptjax wrote it.
+    """
+    check_listed_files(directory, SAVED_FILES)
     found: Tokenizer
     template = read_chat_template(directory)
     if isinstance(file, LibraryFile):
