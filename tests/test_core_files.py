@@ -51,6 +51,11 @@ def test_address_is_no_local_path(path: str | Path):
         expand_path(path)
 
 
+def test_empty_path_is_not_the_working_directory():
+    with pytest.raises(UserError, match="a path is empty"):
+        expand_path("")
+
+
 def test_path_with_a_colon_is_a_path():
     for name in ("a:b/c", "./gs:/b", "C:/x"):
         assert expand_path(name) == Path(name)

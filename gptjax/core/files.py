@@ -33,9 +33,11 @@ _HUB_ADDRESS = re.compile(
 def expand_path(path: AnyPath) -> Path:
     """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
 
-    Every path of a command line or a config is read by this function. Raises a UserError for an address, and for a
-    user who does not exist here.
+    Every path of a command line or a config is read by this function. Raises a UserError for an empty text, of which
+    `Path` makes the working directory, for an address, and for a user who does not exist here.
     """
+    if os.fspath(path) == "":
+        raise UserError("a path is empty. The variable that holds it may not be set; `.` is this directory.")
     refuse_address(path)
     try:
         return Path(path).expanduser()
