@@ -382,6 +382,28 @@ def test_parquet_without_known_columns_is_refused(tmp_path, run):
     assert manifest.splits["train"].documents == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("x.tsv", f"{'long question ' * 4}?\tyes\nq\ta\n", r"write names above it: sed -i '1i prompt\tcompletion' "),
+        ("x.csv", f"{'long question ' * 4}?;yes\nq;a\n", "write names above it: sed -i '1i prompt;completion' "),
+        ("x.jsonl", '{"role": "user", "content": "Hi"}\n', "a whole conversation: jq -cs '{messages: .}' "),
+        (
+            "x.jsonl",
+            '{"session_id": 1, "from": "human", "value": "Hi"}\n',
+            "jq -cs 'group_by(.session_id)[] | {messages: .}' ",
+        ),
+        ("x.yaml", "- instruction: a\n  output: b\n", "This makes JSON of it: python -c 'import json, sys, yaml; "),
+    ],
+)
+def test_a_file_that_lacks_a_step_is_told_the_command(tmp_path, run, name, content, advice):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        run(str(tmp_path / name))
+    assert advice in str(caught.value)
+    assert "prepare_chat" not in str(caught.value)
+
+
 def test_plain_text_is_refused(tmp_path, run):
     (tmp_path / "x.txt").write_text("\nUser: a\nAssistant: b\n")
     with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):

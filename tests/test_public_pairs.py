@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_pipelines.conversations.chat_formats import parse_conversation
 from data_pipelines.conversations.preference_formats import OTHER_CONTENT, OTHER_SYSTEM, parse_pair, read_pair
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 
@@ -201,6 +202,23 @@ def test_a_missing_answer_of_the_arena_is_no_text():
     record = PAIRS["arena55k"][0] | {"prompt": '["q1"]', "response_a": "[null]", "response_b": '["b1"]'}
     with pytest.raises(InvalidRecord, match="its content is None"):
         parse_pair(record, where="x:1")
+
+
+@pytest.mark.parametrize(("label", "better"), [("A", "x"), ("b", "y"), ("response_a", "x"), ("model_b", "y")])
+@pytest.mark.parametrize("field", ["preferred", "preference", "winner"])
+def test_a_letter_says_which_answer_is_better(field, label, better):
+    record = {"prompt": "P", "response_a": "x", "response_b": "y", field: label}
+    assert parse_pair(record, where="x:1").chosen == better
+    with pytest.raises(UselessRecord, match="neither answer is better"):
+        parse_pair(record | {field: "tie"}, where="x:1")
+
+
+@pytest.mark.parametrize("numbers", ["scores", "ratings", "rewards"])
+def test_of_several_responses_the_best_and_the_worst_make_a_pair(numbers):
+    record = {"prompt": "P", "responses": ["x", "y", "z"], numbers: [0.5, 0.9, 0.1]}
+    pair = parse_pair(record, where="x:1")
+    assert [show(part) for part in pair] == [[("user", "P")], [("assistant", "y")], [("assistant", "z")]]
+    assert parse_conversation(record, where="x:1").messages[-1].content == "y"
 
 
 @pytest.mark.parametrize("strength", [0, None, "better", float("nan"), 10**400])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines.conversations import public_sets
+from data_pipelines.conversations.advice import suggest_grouping, suggest_names
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
 from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
@@ -17,7 +18,6 @@ from data_pipelines.readers.fields import (
     rename_fields,
     suggest_command,
     suggest_prepare,
-    suggest_renaming,
 )
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
@@ -148,8 +148,9 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
                 if key != "text":  # a text repeats what other fields hold
                     _check_alone(record, key, where=where)
                 return turns
-        other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
-        other = other or suggest_renaming(record, ("prompt", "completion"))
+        other = suggest_grouping(record, where=where)
+        other = other or suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
+        other = other or suggest_names(record, ("prompt", "completion"), where=where)
         other = "" if public_sets.name_format(record) else other
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":

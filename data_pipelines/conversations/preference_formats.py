@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.conversations.advice import suggest_names
 from data_pipelines.conversations.chat_formats import (
     add_context,
     describe,
@@ -18,7 +19,7 @@ from data_pipelines.conversations.dialogue_text import split_question, split_spe
 from data_pipelines.conversations.field_names import ADDED, QUESTIONS, SYSTEM
 from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
 from data_pipelines.conversations.public_pairs import find_public_pair
-from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
+from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     ROLE_KEYS,
@@ -109,7 +110,7 @@ def _explain_sides(record: dict[str, Any], prompt: Any, chosen: Any, rejected: A
             "python -m data_pipelines.prepare_chat."
         )
     are_texts = all(isinstance(value, str) for value in record.values())  # others may say which text is better
-    renaming = suggest_renaming(record, ("prompt", *SIDES)) if are_texts else ""
+    renaming = suggest_names(record, ("prompt", *SIDES), where=where) if are_texts else ""
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
     return InvalidRecord(
         f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data_pipelines.conversations.public_sets import rank_answers, split_prompt
+from data_pipelines.conversations.public_sets import FIELDS as ANSWER_FIELDS
+from data_pipelines.conversations.public_sets import RATINGS, rank_answers, split_prompt
 from gptjax.core.errors import count_of
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord, UselessRecord
 
@@ -33,6 +34,13 @@ def _match(first: Any, second: Any) -> Callable[[Any], float]:
     return prefer
 
 
+def _match_letter(label: Any) -> float:
+    """A label that names an answer by its letter: A, model_a or response_a."""
+    word = str(label).strip().lower()
+    known = [f"{before}{letter}" for letter in "ab" for before in ("", "model_", "response_")]
+    return (1.0 if word.endswith("a") else -1.0) if word in known else 0.0
+
+
 COMPARISONS = (
     Comparison("response_0", "response_1", ("better_response_id",), _match(0, 1), True),  # PKU-SafeRLHF
     Comparison("human_ref_a", "human_ref_b", ("labels",), _match(1, 0), True),  # SHP
@@ -44,10 +52,14 @@ COMPARISONS = (
     Comparison(  # the arena's competition: two lists of answers, and a 1 for the better one
         "response_a", "response_b", ("winner_model_a", "winner_model_b"), lambda *scores: _subtract(*scores)
     ),
+    *(
+        Comparison("response_a", "response_b", (label,), _match_letter)
+        for label in ("preferred", "preference", "winner")
+    ),
 )
 FIELDS = (
     *(name for first, second, labels, *_ in COMPARISONS for name in (first, second, *labels)),
-    *("history", "answers", "generations", "ratings", "info", "summaries", "choice"),
+    *("history", "info", "summaries", "choice", *ANSWER_FIELDS),
 )
 NEITHER = "pairs skipped: their label says that neither answer is better"
 ONE_SCORE = "pairs skipped: all completions have one score"
@@ -111,7 +123,7 @@ def _join_post(info: dict[str, Any]) -> Any:
 
 def _find_ranked(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] | None:
     """The best and the worst of several answers, as turns: Nectar's, UltraFeedback's and distilabel's."""
-    for key in ("completions", "answers", "generations"):
+    for key in ("completions", "answers", *RATINGS):
         if "chosen" not in record and (ranked := rank_answers(record, key)) is not None:
             best, worst, is_better = ranked
             if not is_better:
