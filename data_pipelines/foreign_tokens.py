@@ -8,6 +8,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from data_pipelines.readers.formats.text_files import explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from data_pipelines.readers.paths import find_split, tell_once
 from gptjax.core.errors import UserError, count_of, quote
+from gptjax.core.files import LARGEST_TOKENIZER, read_text
 from gptjax.data.file_array import FileArray, iter_chunks
 from gptjax.data.shards import HIGH_HALF, guess_width, has_header, open_shard
 
@@ -66,10 +68,17 @@ def find_foreign(directory: Path) -> dict[str, TokenFiles]:
         if tests := splits.pop("test", []):
             tell_once(f"note: {directory}: not copied: {count_of(len(tests), 'files')} of the test split: {tests[0]}.")
         if splits:
-            return {split: TokenFiles(paths, are_documents, read) for split, paths in splits.items()}
+            named = partial(_read_named, read)
+            return {split: TokenFiles(paths, are_documents, named) for split, paths in splits.items()}
     raise UserError(
         f"{directory}: holds no token files: .bin, .npy, .ds, Megatron's .idx and .bin, or MDS's index.json."
     )
+
+
+def _read_named(read: Callable[[Path], Iterator[np.ndarray]], path: Path) -> Iterator[np.ndarray]:
+    """What `read` yields. What the system refuses is a `UserError` that names the file."""
+    with explain_errors(path):
+        yield from read(path)
 
 
 def _read_array(path: Path) -> Iterator[np.ndarray]:
@@ -77,7 +86,8 @@ def _read_array(path: Path) -> Iterator[np.ndarray]:
         is_npy = file.read(len(NPY_MAGIC)) == NPY_MAGIC
     if is_npy:
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with np.errstate(all="ignore"):  # a shape may be any numbers
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a header is parsed as Python's literals, with errors of many classes
             raise UserError(f"{path}: cannot be read as an array of NumPy: {quote(str(error))}.") from None
         if array.dtype.kind not in "iu":
@@ -118,8 +128,8 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
         return
     if int(lengths.sum()) > len(tokens) or lengths.min() < 0:
         raise UserError(f"{path}: its sequences are longer than {content.name} together. Copy both files again.")
-    if ((starts < 0) | (starts > len(tokens) - lengths)).any():
-        raise UserError(f"{path}: a sequence lies outside of {content.name}. Copy both files again.")
+    if ((starts < 0) | (starts > len(tokens) - lengths) | (begins % dtype.itemsize != 0)).any():
+        raise UserError(f"{path}: a sequence lies outside of {content.name}, or between ids. Copy both files again.")
     parts = np.cumsum(lengths) // READ_TOKENS  # sequences that are read at once
     for group in np.split(np.arange(count), np.flatnonzero(np.diff(parts)) + 1):
         found = tokens.read_ranges(starts[group], lengths[group])
@@ -158,13 +168,15 @@ def _read_mds_index(index: Path) -> list[_MdsShard]:
                 list(shard["column_encodings"]),
                 list(shard["column_sizes"]),
             )
-            for shard in json.loads(index.read_text(encoding="utf-8"))["shards"]
+            for shard in json.loads(read_text(index, limit=LARGEST_TOKENIZER))["shards"]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"{index}: is not an index of MDS: {quote(repr(error))}.") from None
     if len({shard.path for shard in described}) < len(described):
         raise UserError(f"{index}: names a file twice.")
     for shard in described:
+        if not all(size is None or (type(size) is int and size >= 0) for size in shard.sizes):
+            raise UserError(f"{index}: is not an index of MDS: its column_sizes are {quote(repr(shard.sizes))}.")
         if ".." in shard.path.parts or not shard.path.is_relative_to(index.parent):
             raise UserError(f"{index}: {quote(str(shard.path))} is not below its folder.")
     return described

@@ -19,9 +19,10 @@ from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, 
 from data_pipelines.readers.sources import has_text_files, open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
+from gptjax.core.file_sums import renew_sums
 from gptjax.core.files import expand_path
 from gptjax.tokenization.special_names import compile_names
-from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
         pattern=request.pattern,
         special_tokens=specials,
     )
-    path = tokenizer.save(expand_path(request.output))
+    path = save_tokenizer(tokenizer, request.output)
     print(f"{path}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - start:.1f} s")
     print_special_tokens(tokenizer)
     print_notes(context.notes.lines())
@@ -81,6 +82,13 @@ def _iter_training(
         if side == "train":
             count_marks(str(document, "utf-8"), names, context.notes, has_text_files=has_text)
             yield document
+
+
+def save_tokenizer(tokenizer: Tokenizer, output: Path) -> Path:
+    """Write the tokenizer's files with their sums; return the path of tokenizer.json."""
+    directory = expand_path(output)
+    with renew_sums(directory, SAVED_FILES):
+        return tokenizer.save(directory)
 
 
 def print_special_tokens(tokenizer: Tokenizer) -> None:

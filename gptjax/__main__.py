@@ -30,16 +30,13 @@ COMMANDS = {
 }
 """Module and one line of help by command."""
 WORDS = {
-    "eval": "evaluate",
-    "generate": "sample",
-    "export": "convert",
-    "import": "convert",
+    **dict.fromkeys(("eval", "test", "validate", "score", "perplexity", "lm_eval"), "evaluate"),
+    **dict.fromkeys(("generate", "complete", "infer", "inference", "predict"), "sample"),
+    **dict.fromkeys(("serve", "server", "web", "talk"), "chat"),
+    **dict.fromkeys(("export", "import"), "convert"),
+    **dict.fromkeys(("pretrain", "finetune", "fit", "resume", "sft", "dpo"), "train"),
+    **dict.fromkeys(("tokenize", "tokenise", "preprocess", "data"), "prepare"),
     "benchmark": "bench",
-    "pretrain": "train",
-    "finetune": "train",
-    "tokenize": "prepare",
-    "preprocess": "prepare",
-    "data": "prepare",
     "download": "fetch",
 }
 """Commands that other programs have, and those here."""

@@ -115,6 +115,9 @@ def _parse(kind: type[T], name: str, options: Sequence[str]) -> T:
 
 def explain_command(word: str) -> str:
     """The message for a first word that is no command: the one that is meant."""
+    option, equals, value = word.lstrip("-").partition("=")
+    if equals and f"{option}-{value.lower()}" in EXAMPLES:
+        return f"There is no option {quote(word)}. Write {PROG} {option}-{value.lower()} …"
     if word.startswith("-") and word.lstrip("-").replace("_", "-") not in EXAMPLES:
         meant = "from-hf" if word.startswith("--model") else "to-hf"
         return f"{quote(word)} stands first; what is to be done comes before it: {PROG} {meant} {quote(word)} …"

@@ -1,12 +1,13 @@
 """Read every byte of runs and of prepared data, and name what is damaged: `python -m gptjax.verify --help`.
 
     python -m gptjax.verify runs/quickstart
-    python -m gptjax.verify runs/quickstart data/books
+    python -m gptjax.verify runs/quickstart data/books quickstart.gguf
 
 For a run, each checkpoint, the files beside the checkpoints, a stored reference and the logs are compared with the
-sizes and sums that were written with them. So is an export of `to-hf` or `to-peft`. For prepared data, every file is
-compared with its manifest. Exits with 2 if anything differs. Reports, pictures and logs for people may be deleted, and
-the card of an export may be edited: a note tells of it.
+sizes and sums that were written with them. So are exports of `to-hf`, `to-peft` and `to-gguf`, and tokenizers. For
+prepared data, every file is compared with its manifest. Files of which nothing is known are listed. Exits with 2 if
+anything differs. Reports, pictures and logs for people may be deleted, and the card of an export may be edited: a note
+tells of it.
 """
 
 import json
@@ -24,19 +25,22 @@ from gptjax.checkpoints.rotation import list_set_aside
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.file_sums import (
+    SUM_SUFFIX,
     SUMS_FILE,
     DamagedFileError,
     FileSum,
     describe_unchanged,
     find_damage,
+    find_damage_beside,
     read_sums,
     sum_file,
 )
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
-from gptjax.runs.run_dir import CHECKPOINTS, list_references
-from gptjax.runs.run_sums import DISPOSABLE, find_log_damage
+from gptjax.runs.run_dir import CHECKPOINTS, METRICS, list_references
+from gptjax.runs.run_sums import DISPOSABLE, report_logs
+from gptjax.runs.unknown_files import list_unknown
 
 _CARD = "README.md"
 """The card of an export, which its owner may edit. `model_card` names it, too, and imports flax."""
@@ -47,7 +51,7 @@ class Verify:
     """Read every byte of runs and of prepared data, and name what differs from what was written."""
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories of runs, of exports, and of prepared data, with a manifest.json."""
+    """Directories of runs, of exports, of tokenizers, and of prepared data, with a manifest.json; or GGUF files."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,23 +87,49 @@ def verify(directory: Path) -> list[str]:
     Raises:
         UserError: the directory is neither a run nor prepared data.
     """
-    if (directory / MANIFEST_NAME).is_file():
-        try:
-            manifest = verify_prepared(directory)
-        except UserError as error:
-            return str(error).split("\n")
-        print(f"{directory}: {count_of(len(manifest.files), 'shards')} of {manifest.tokenizer} unchanged")
-        return []
-    if (directory / CHECKPOINTS).is_dir() or (directory / SUMS_FILE).is_file():
-        problems = _verify_run_files(directory)
-        damaged = "\n".join(problems)
-        references = [file for file in list_references(directory) if str(file) not in damaged]
-        of_references = _verify_references(references)
-        return [*problems, *of_references, *_verify_checkpoints(directory), *find_log_damage(directory)]
     if not directory.exists():
         raise UserError(f"{directory} does not exist.")
-    kinds = f"a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})"
-    raise UserError(f"{directory} is neither {kinds}.")
+    problems = _verify_files(files := _list_summed_files(directory))
+    if (directory / MANIFEST_NAME).is_file():
+        problems += _verify_data(directory)
+    elif (directory / CHECKPOINTS).is_dir() or (directory / SUMS_FILE).is_file():
+        problems += (of_files := _verify_run_files(directory))
+        damaged = "\n".join(of_files)
+        references = [file for file in list_references(directory) if str(file) not in damaged]
+        problems += [*_verify_references(references), *_verify_checkpoints(directory), *report_logs(directory)]
+    elif not files:
+        kinds = f"a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})"
+        missing = f", and there is no {directory.name}{SUM_SUFFIX} beside it" if directory.is_file() else ""
+        raise UserError(f"{directory} is neither {kinds}{missing}.")
+    if directory.is_dir() and (rest := list_unknown(directory)):
+        print(f"{directory}: not compared, for nothing is known of it: {', '.join(rest)}")
+    return problems
+
+
+def _list_summed_files(path: Path) -> list[Path]:
+    """The file itself, or those of a directory, that have a sum beside them."""
+    sums = [path, path.with_name(path.name + SUM_SUFFIX)] if path.is_file() else sorted(path.glob(f"*{SUM_SUFFIX}"))
+    return [own.with_suffix("") for own in sums if own.suffix == SUM_SUFFIX and own.exists()]
+
+
+def _verify_files(files: Iterable[Path]) -> list[str]:
+    """Compare files with the sums beside them."""
+    problems = []
+    for path in files:
+        if problem := find_damage_beside(path):
+            problems.append(problem)
+        else:
+            print(f"{path} is unchanged")
+    return problems
+
+
+def _verify_data(directory: Path) -> list[str]:
+    try:
+        manifest = verify_prepared(directory)
+    except UserError as error:
+        return str(error).split("\n")
+    print(f"{directory}: {count_of(len(manifest.files), 'shards')} of {manifest.tokenizer} unchanged")
+    return []
 
 
 def _verify_run_files(directory: Path) -> list[str]:
@@ -163,6 +193,8 @@ def _describe_reference(path: Path, sha256: str) -> str | None:
 def _verify_checkpoints(directory: Path) -> list[str]:
     problems: list[str] = []
     checkpoints = directory / CHECKPOINTS
+    if (directory / METRICS).is_file() and not list_steps(checkpoints):
+        print(f"{directory}: has no checkpoint")
     for path in (*(checkpoints / str(step) for step in list_steps(checkpoints)), *list_set_aside(checkpoints)):
         damage = find_checkpoint_damage(path)
         if damage and not path.is_dir():

@@ -30,6 +30,12 @@ def test_messages_out_of_json():
         ({"role": "user"}, "wanted a list of messages"),
         (["Hi"], 'message 1: wanted an object with "role" and "content"'),
         ([{"role": "robot", "content": "Hi"}], "message 1: its role is 'robot'; wanted system, user, assistant"),
+        ([{"speaker": "Al", "line": "Hi"}], r"""sed -i 's/"Al"/"user"/g; s/"line"/"content"/g' FILE"""),
+        (
+            [{"role": "user", "content": "Hi"}, {"role": "Bo", "content": "Ho"}],
+            r"""sed -i 's/"Bo"/"assistant"/g' FILE""",
+        ),
+        ([{"role": "user", "line": "Hi"}], r"""its content is None; .* sed -i 's/"line"/"content"/g' FILE"""),
         ([{"role": "a\nerror: b", "content": "Hi"}], r"its role is 'a\\nerror: b'"),
         ([{"content": "Hi"}], "message 1: its role is None"),
         ([{"role": ["user"], "content": "Hi"}], r"message 1: its role is \['user'\]"),

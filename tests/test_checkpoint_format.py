@@ -11,9 +11,17 @@ import pytest
 from checkpoint_states import CONFIG, assert_same, make_abstract_state, make_state, save_steps
 
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model
-from gptjax.checkpoints.checkpoint_format import describe_cause, find_step, read_shapes
+from gptjax.checkpoints.checkpoint_format import (
+    describe_cause,
+    find_step,
+    read_shapes,
+    report_read_errors,
+    report_write_errors,
+)
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
+from gptjax.process import process_end
+from gptjax.process.diagnosis import explain_error, is_lost_peer
 
 
 def test_arrays_are_stored_by_name(tmp_path: Path):
@@ -24,6 +32,30 @@ def test_arrays_are_stored_by_name(tmp_path: Path):
     assert {"muon.inner_state.momentum.blocks.mlp.up", "adam.inner_state.mu.token_embedding"} <= names["optimizer"]
     assert names["counters"] == {"step", "skipped", "consecutive_skips"}
     assert names["ema"] == names["model"]
+
+
+class Peers:
+    """Other processes of the run."""
+
+    def announce_end(self, status: int, message: str) -> None:
+        pass
+
+    def wait_for_failure_report(self, seconds: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_lost_process_is_no_damage_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool):
+    """Its message, with status 2, would end a run that a scheduler should start again."""
+    monkeypatch.setattr(process_end, "_peers", Peers() if several else None)
+    said = "UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:54452."
+    for report in (report_read_errors(tmp_path, 3), report_write_errors(tmp_path)):
+        with pytest.raises(ValueError if several else UserError, match="Connection closed by peer") as raised, report:
+            raise ValueError(said)
+        assert is_lost_peer(raised.value) == several
+    assert ("another process of this run has ended" in (explain_error(ValueError(said), alone=not several) or "")) == (
+        several
+    )
 
 
 def test_find_step_lists_the_steps_that_exist(tmp_path: Path):

@@ -12,6 +12,7 @@ import pytest
 from gptjax.core.errors import UserError
 from gptjax.core.files import (
     atomic_directory,
+    atomic_file,
     cache_directory,
     expand_path,
     file_sha256,
@@ -48,6 +49,11 @@ def test_a_failed_write_keeps_only_the_old_file(tmp_path: Path, monkeypatch: pyt
 def test_address_is_no_local_path(path: str | Path):
     with pytest.raises(UserError, match="is an address; wanted a local path"):
         expand_path(path)
+
+
+def test_empty_path_is_not_the_working_directory():
+    with pytest.raises(UserError, match="a path is empty"):
+        expand_path("")
 
 
 def test_path_with_a_colon_is_a_path():
@@ -146,6 +152,27 @@ def test_atomic_directory_keeps_what_another_process_wrote(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be written"):
         write()
     assert [path.name for path in output.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_atomic_file_appears_when_the_block_ends_and_replaces_what_killed_processes_left(tmp_path: Path):
+    output = tmp_path / "output"
+    left = tmp_path / f".output.{2**22 + 1}.tmp"  # of a process that cannot be
+    left.write_text("a part")
+    for content in ("old", "new"):
+        with atomic_file(output) as path:
+            path.write_text(content)
+            assert path.parent == output.parent
+        assert output.read_text() == content
+
+    def fail() -> None:
+        with atomic_file(output) as path:
+            path.write_text("a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="output cannot be written: No space left"):
+        fail()
+    assert output.read_text() == "new"
     assert list(tmp_path.iterdir()) == [output]
 
 

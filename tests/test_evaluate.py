@@ -220,6 +220,8 @@ def test_imported_run_needs_data_or_text(run: TrainConfig, tmp_path: Path, capsy
         (["--data=a", "--text=b"], "choose one"),
         (["--dtype=float64"], "wanted bfloat16, float16, float32"),
         (["--tokens=0"], "--tokens is 0"),
+        (["--text="], "a path is empty"),
+        (["--tasks=,"], "--tasks names no task"),
         (
             ["--context-length=17", "--mesh=single"],
             "context_length 17 is longer than the 16 positions of the given weights. Use --context-length=16 or",

@@ -29,6 +29,9 @@ MDS_INDEX = b"""{"shards": [{"raw_data": {"basename": "x.mds"}, "column_names": 
 MDS_SHARD = b"""{"raw_data": {"basename": "x.mds"}, "column_names": [], "column_encodings": [], "column_sizes": []}, """
 
 
+MANY_AXES = str({"descr": "<u2", "fortran_order": False, "shape": (9,) * 70}).encode() + b"\n"
+
+
 def save(array):
     """The bytes of a .npy file."""
     file = io.BytesIO()
@@ -244,7 +247,9 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
         ("a.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 2**60, 5), "is cut short"),
         ("a.idx", make_index([3, -2], [0, 0]), "sequences are longer than a.bin together"),
         ("a.idx", make_index([4] * 9, [0] * 9), "sequences are longer than a.bin together"),
+        ("a.idx", make_index([2], [2]), "a sequence lies outside of a.bin, or between ids"),
         ("index.json", b"[]", "is not an index of MDS"),
+        ("index.json", MDS_INDEX.replace(b'sizes": []', b'sizes": [-4]') % (b"[]", b"null"), "its column_sizes are"),
         ("index.json", b'{"shards": [{"raw_data": 7}]}', "is not an index of MDS"),
         ("index.json", MDS_INDEX.replace(b"[{", b"[%b{") % (MDS_SHARD, b"[]", b"null"), "names a file twice"),
         (
@@ -258,6 +263,7 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
         ("a.bin", b"", "no tokens for training"),
         ("a.bin", bytes(range(101)), "101 bytes are not a whole number of 16-bit ids"),
         ("a.npy", b"\x93NUMPY garbage", "cannot be read as an array"),
+        ("a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(MANY_AXES)) + MANY_AXES, "cannot be read as an array"),
         ("a.npy", np.arange(9000, dtype="<u4").tobytes(), "holds the id"),
         ("a.npy", save(np.ones((3, 4), "<u2", order="F")), "by columns .*Write it again"),
         ("test.npy", np.arange(9000, dtype="<u4").tobytes(), "holds files of the test split only"),

@@ -143,7 +143,9 @@ def test_card_of_the_custom_form_says_how_to_load_it() -> None:
     card = make_model_card(
         config, architecture=choose_architecture(config), dtype="float32", facts=CardFacts("x", losses_elsewhere=losses)
     )
-    assert "from_pretrained(path, trust_remote_code=True)" in card
+    assert card.count("from_pretrained(path, trust_remote_code=True)") == 2, (
+        "of the tokenizer, too: it reads the config"
+    )
     assert "custom_code" in card
     assert "transformers alone reads it" in card
     assert "| logit_softcap | 4 |" in card

@@ -307,6 +307,11 @@ def test_speedrun_checkpoint_computes_as_there(tmp_path: Path, tied: bool) -> No
             "holds blocks.0.attn.lambda, which is",
         ),
         ("modded", lambda state: state | {"transformer.h.1.lambdas": np.ones((1, 2))}, "holds transformer.h.1.lambdas"),
+        (
+            "modded",
+            lambda state: state | {f"transformer.h.{'9' * 5000}.ln": np.ones(1)},
+            "holds transformer.h.99999999",
+        ),
         ("modded", lambda state: state | {"skip_weights": np.ones(())}, "skip_weights has shape (); wanted: (2,)"),
         ("speedrun", lambda state: state, "holds transformer.wte.weight, lm_head.weight, transformer.h.0.attn.c_q"),
         ("speedrun", lambda state: {"model": state, "config": [1]}, "wte.weight, lm_head.weight and an even number"),

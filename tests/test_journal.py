@@ -21,6 +21,8 @@ from data_pipelines.output.shard_writer import SplitWriter
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.readers.documents import Notes
 from gptjax.data.checksums import verify_shards
+from gptjax.data.shards import HEADER_BYTES
+from gptjax.tokenization.tokenizer import Bytes
 
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
 SMALL = Limits(batch_bytes=2000, piece_bytes=1000, pool_bytes=4000, record_seconds=0.0)
@@ -245,7 +247,7 @@ def test_another_request_starts_again(tmp_path, source, monkeypatch, capsys):
     changed = options | {"shard_tokens": 2000, "max_document_tokens": 700}
     run(tmp_path / "out", changed)
     printed = capsys.readouterr().err
-    assert "of another request, or incomplete. Starting again." in printed
+    assert "of another request, incomplete or damaged. Starting again." in printed
     assert "continuing" not in printed
     run(tmp_path / "whole", changed)
     assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
@@ -255,6 +257,27 @@ def test_vocabulary_is_learned_once(tmp_path, source, monkeypatch):
     run_and_stop(monkeypatch, tmp_path / "out", make_options(source), after=0)
     monkeypatch.setattr(prepare_module, "train_bpe_on_documents", None)
     assert run(tmp_path / "out", make_options(source)).tokenizer == "bpe-300"
+
+
+@pytest.mark.parametrize(
+    "name", ["progress.json", "tokenizer.json", "train_000000.bin", "train_000001.bin", "train.documents"]
+)
+def test_preparation_does_not_go_on_from_a_flipped_byte(tmp_path: Path, name: str):
+    journal = Journal(tmp_path, {})
+    Bytes().save(tmp_path)
+    writer = SplitWriter(tmp_path, "train", dtype=np.dtype(np.uint16), shard_tokens=10)
+    writer.append(np.arange(14, dtype=np.uint16), np.array([0, 12]), size=20)
+    progress = Progress(1, 9, {"train": writer.sync()})
+    journal.record(progress)
+    writer.close()
+    there = read_all(tmp_path)
+    first = HEADER_BYTES if name.endswith(".bin") else 0  # a header is written again
+    for place in range(first, len(there[name]), 7):
+        for file, content in there.items():
+            (tmp_path / file).write_bytes(content)
+        assert Journal(tmp_path, {}).progress == progress
+        (tmp_path / name).write_bytes(there[name][:place] + bytes([there[name][place] ^ 1]) + there[name][place + 1 :])
+        assert Journal(tmp_path, {}).progress == Progress(), place
 
 
 def test_journal_with_missing_files_starts_again(tmp_path, capsys):
@@ -270,10 +293,10 @@ def test_journal_with_missing_files_starts_again(tmp_path, capsys):
     writer.close()
     assert open_journal().progress == progress
     assert open_journal().progress.notes.lines() == ["2 invalid records skipped; the first: x:3"]
-    assert json.loads((partial / "progress.json").read_text())["version"] == 6, "increase it with the meaning of units"
+    assert json.loads((partial / "progress.json").read_text())["version"] == 7, "increase it with the meaning of units"
     (partial / "train.documents").write_bytes(b"short")
     assert open_journal().progress == Progress()
-    assert "or incomplete. Starting again." in capsys.readouterr().err
+    assert "incomplete or damaged. Starting again." in capsys.readouterr().err
     (partial / "progress.json").write_text("{")
     assert open_journal().progress == Progress()
     assert not list(partial.iterdir())

@@ -114,8 +114,10 @@ def test_prepare_of_chats_and_pairs_names_their_command(tmp_path, name, text, co
 
 
 def test_prepare_without_text_says_why(tmp_path):
+    always = replace(SMALL, record_seconds=0)
     with pytest.raises(UserError, match="holds no text"):
-        run(write_jsonl(tmp_path / "blank.jsonl", ["", " "]), tmp_path / "out", split="none")
+        run(write_jsonl(tmp_path / "blank.jsonl", ["", " "]), tmp_path / "out", split="none", limits=always)
+    assert not (tmp_path / ".out.partial").exists(), "to continue would end alike"
     (tmp_path / "x.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
     why = r'holds no text\. 2 invalid records skipped; the first: .*x\.jsonl:1: .* "text", got one with "content"'
     with pytest.raises(UserError, match=why):

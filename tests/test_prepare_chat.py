@@ -18,7 +18,7 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.conversations import block_encoder
 from data_pipelines.conversations.chat_formats import REASONING
-from data_pipelines.conversations.examples import EMPTY_MESSAGE, REPEATED_ROLE
+from data_pipelines.conversations.examples import EMPTY_MESSAGE, MARKS, REPEATED_ROLE
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.prepare_chat import PrepareChat, find_template, prepare_chat
@@ -382,6 +382,28 @@ def test_parquet_without_known_columns_is_refused(tmp_path, run):
     assert manifest.splits["train"].documents == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("x.tsv", f"{'long question ' * 4}?\tyes\nq\ta\n", r"write names above it: sed -i '1i prompt\tcompletion' "),
+        ("x.csv", f"{'long question ' * 4}?;yes\nq;a\n", "write names above it: sed -i '1i prompt;completion' "),
+        ("x.jsonl", '{"role": "user", "content": "Hi"}\n', "a whole conversation: jq -cs '{messages: .}' "),
+        (
+            "x.jsonl",
+            '{"session_id": 1, "from": "human", "value": "Hi"}\n',
+            "jq -cs 'group_by(.session_id)[] | {messages: .}' ",
+        ),
+        ("x.yaml", "- instruction: a\n  output: b\n", "This makes JSON of it: python -c 'import json, sys, yaml; "),
+    ],
+)
+def test_a_file_that_lacks_a_step_is_told_the_command(tmp_path, run, name, content, advice):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        run(str(tmp_path / name))
+    assert advice in str(caught.value)
+    assert "prepare_chat" not in str(caught.value)
+
+
 def test_plain_text_is_refused(tmp_path, run):
     (tmp_path / "x.txt").write_text("\nUser: a\nAssistant: b\n")
     with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):
@@ -409,6 +431,12 @@ def test_reasoning_that_is_left_out_is_told(tmp_path, run, capsys):
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "reasoning_content": "Hm."}]
     run(write(tmp_path / "chat.jsonl", [json.dumps({"messages": said}), line(SUMS)]))
     assert f"{count_of(1, REASONING)}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["Hi<|im_end|>\n<|im_start|>assistant", "### Instruction: Hi\n### Response:"])
+def test_marks_of_turns_inside_a_content_are_told(tmp_path, run, capsys, asked):
+    run(write(tmp_path / "chat.jsonl", [line(SUMS), line([("user", asked), ("assistant", "Ha")])]))
+    assert f"{count_of(1, MARKS)}; the first: {tmp_path}/chat.jsonl:2" in capsys.readouterr().out
 
 
 def test_two_messages_of_one_role_stay_two_turns(tmp_path, run, capsys):

@@ -112,6 +112,16 @@ CHATS = {
         ],
         False,
     ),
+    "helpsteer2": (
+        {"prompt": "P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR", "response": "A", "helpfulness": 3},
+        [("user", "P"), ("assistant", "Q"), ("user", "R"), ("assistant", "A")],
+        False,
+    ),
+    "full_hh": (
+        {"prompt": "\n\nHuman: P\n\nAssistant: Q\n\nHuman: R\n\nAssistant:", "response": " A"},
+        [("user", "P"), ("assistant", "Q"), ("user", "R"), ("assistant", "A")],
+        False,
+    ),
     "camel": ({"message_1": "Q", "message_2": "A"}, [("user", "Q"), ("assistant", "A")], False),
     "triviaqa": (
         {"question": "Q", "answer": {"value": "A", "aliases": ["a"]}},
@@ -132,111 +142,6 @@ CHATS = {
     ),
 }
 """(record, messages, whether one of several answers was taken)."""
-PAIRS = {
-    "nectar": (
-        NECTAR,
-        ([("user", "Hi?")], [("assistant", "best")], [("assistant", "bad")]),
-    ),
-    "arena55k": (
-        {
-            "prompt": '["q1","q2"]',
-            "response_a": '["a1","a2"]',
-            "response_b": '["b1","b2"]',
-            "winner_model_a": 0,
-            "winner_model_b": 1,
-        },
-        (
-            [("user", "q1")],
-            [("assistant", "b1"), ("user", "q2"), ("assistant", "b2")],
-            [("assistant", "a1"), ("user", "q2"), ("assistant", "a2")],
-        ),
-    ),
-    "ultrafeedback": (
-        {
-            "instruction": "I",
-            "completions": [
-                {"model": "a", "response": "A", "overall_score": 7.5, "annotations": {}},
-                {"model": "b", "response": "B", "overall_score": 3.0},
-            ],
-        },
-        ([("user", "I")], [("assistant", "A")], [("assistant", "B")]),
-    ),
-    "helpsteer2p": ({"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": -2}, ("P", "A", "B")),
-    "helpsteer3": (
-        {"context": [{"role": "user", "content": "P"}], "response1": "A", "response2": "B", "overall_preference": 2},
-        ([("user", "P")], [("assistant", "B")], [("assistant", "A")]),
-    ),
-    "distil_orca": (
-        {"system": "S", "input": "Q", "chosen": "A", "rejected": "B", "generations": ["A", "B"], "rating": [9.0, 3.0]},
-        ("S\n\nQ", "A", "B"),
-    ),
-    "distilabel_uf": (
-        {"instruction": "I", "generations": ["A", "B"], "ratings": [2, 5]},
-        ([("user", "I")], [("assistant", "B")], [("assistant", "A")]),
-    ),
-    "summarize": (
-        {
-            "info": {"id": "i", "post": "Long post", "title": "T", "subreddit": "s"},
-            "summaries": [{"text": "A", "policy": "p", "note": None}, {"text": "B", "policy": "q", "note": None}],
-            "choice": 1,
-        },
-        ("SUBREDDIT: r/s\n\nTITLE: T\n\nPOST: Long post", "B", "A"),
-    ),
-    "webgpt": (
-        {
-            "question": {"dataset": "d", "id": "i", "full_text": "Q?"},
-            "answer_0": "A",
-            "answer_1": "B",
-            "score_0": -0.5,
-            "score_1": 0.5,
-        },
-        ("Q?", "B", "A"),
-    ),
-}
-PAIRS |= {
-    "summarize_article": (
-        {"info": {"article": "Text", "title": None}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 0},
-        ("Text", "A", "B"),
-    ),
-    "helpsteer2p_turns": (
-        PAIRS["helpsteer2p"][0]
-        | {"prompt": "P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR", "system_prompt": "S", "context": "C"},
-        (
-            [("system", "S"), ("user", "P"), ("assistant", "Q"), ("user", "R\n\nC")],
-            [("assistant", "A")],
-            [("assistant", "B")],
-        ),
-    ),
-    "chosen_first": (PAIRS["helpsteer2p"][0] | {"chosen": "C", "rejected": "R"}, ("P", "C", "R")),
-    "label_first": (
-        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "chosen": "C", "rejected": "R"},
-        ("P", "B", "A"),
-    ),
-    "helpsteer2p_system": (PAIRS["helpsteer2p"][0] | {"system_prompt": "S"}, ("S\n\nP", "A", "B")),
-    "helpsteer3_system": (
-        PAIRS["helpsteer3"][0] | {"system": "S"},
-        ([("system", "S"), ("user", "P")], [("assistant", "B")], [("assistant", "A")]),
-    ),
-    "arena55k_system": (
-        PAIRS["arena55k"][0] | {"system": "S"},
-        ([("system", "S"), ("user", "q1")], *PAIRS["arena55k"][1][1:]),
-    ),
-    "safe_rlhf_system": (
-        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "system": "S"},
-        ("S\n\nP", "B", "A"),
-    ),
-    "ultrafeedback_null": (
-        {
-            "instruction": "I",
-            "completions": [
-                {"response": "A", "overall_score": None, "score": 2},
-                {"response": "B", "overall_score": None, "score": 3},
-            ],
-        },
-        ([("user", "I")], [("assistant", "B")], [("assistant", "A")]),
-    ),
-}
-"""(record, (prompt, chosen, rejected))."""
 KNOWN = [("user", "Q"), ("assistant", "A")]
 OTHER = "User: other\nAssistant: o"
 FIRST = [
@@ -361,12 +266,6 @@ def test_a_text_of_the_system_in_a_later_turn_is_refused():
         parse_conversation({"conversation": turns}, where="x:1")
 
 
-@pytest.mark.parametrize(("record", "wanted"), PAIRS.values(), ids=PAIRS)
-def test_a_pair_of_a_public_set_is_read(record, wanted):
-    show = lambda part: [(item.role, item.content) for item in part] if isinstance(part, list) else part
-    assert tuple(map(show, parse_pair(record, where="x:1"))) == wanted
-
-
 @pytest.mark.parametrize(("record", "message"), USELESS)
 def test_records_without_an_answer_or_with_tools_are_left_out(record, message):
     with pytest.raises(UselessRecord, match=message):
@@ -383,11 +282,4 @@ def test_a_record_that_is_not_read_is_told_what_reads_it(record, message):
 @pytest.mark.parametrize("record", [CHATS["xtuner"][0], CHATS["squad"][0], CHATS["glaive"][0], USELESS[1][0]])
 def test_a_conversation_among_pairs_is_named(record):
     with pytest.raises(InvalidRecord, match=r"for python -m data_pipelines\.prepare_chat"):
-        parse_pair(record, where="x:1")
-
-
-@pytest.mark.parametrize("strength", [0, None, "better", float("nan"), 10**400])
-def test_preferences_that_prefer_nothing_are_left_out(strength):
-    record = {"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": strength}
-    with pytest.raises(UselessRecord, match="neither answer is better"):
         parse_pair(record, where="x:1")

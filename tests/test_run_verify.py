@@ -13,9 +13,10 @@ from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import write_sum_beside
 from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
-from gptjax.runs.run_sums import list_logs, seal_run
+from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
 from gptjax.verify import main, verify
 
 
@@ -178,6 +179,57 @@ def test_verify_reads_checkpoints_that_a_run_has_gone_back_from(run: Path, why: 
     shutil.copytree(run / CHECKPOINTS / "1", aside)
     flip_bit(file := min(aside.rglob("d/*")))
     assert [str(file) in problem for problem in verify(run)] == [True] * is_read
+
+
+def test_verify_lists_files_of_which_nothing_is_known(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert verify(run) == []
+    assert "not compared" not in capsys.readouterr().out
+    for name in ("wandb/a/b", "wandb/c", "checkpoints/1/model/stray", "notes.txt", ".lock"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+    shutil.copytree(run / CHECKPOINTS / "1", aside := run / CHECKPOINTS / "0.damaged")
+    count = sum(path.is_file() for path in aside.rglob("*"))
+    assert verify(run) == []
+    *_, line = capsys.readouterr().out.splitlines()
+    files = f"checkpoints/0.damaged/ ({count} files), checkpoints/1/model/stray, notes.txt, wandb/ (2 files)"
+    assert line == f"{run}: not compared, for nothing is known of it: {files}"
+    shards = write_text_shards(tmp_path / "shards")
+    (shards / "README.md").write_text("x")
+    assert verify(shards) == []
+    assert capsys.readouterr().out.endswith("nothing is known of it: README.md\n")
+
+
+def test_file_with_its_sum_beside_it_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As a GGUF, by its own name, by that of its sum, and in its directory."""
+    file, own = tmp_path / "x.gguf", tmp_path / "x.gguf.sha256"
+    file.write_bytes(bytes(99))
+    write_sum_beside(file, file)
+    assert own.read_text() == f"{file_sha256(file)}  x.gguf\n"
+    for path in (file, own, tmp_path):
+        assert verify(path) == []
+        assert capsys.readouterr().out == f"{file} is unchanged\n"
+    for damaged in (file, own):
+        content = damaged.read_bytes()
+        for place in range(len(content)):
+            damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            (problem,) = verify(tmp_path)
+            assert damaged.name in problem, place
+        damaged.write_bytes(content)
+    file.unlink()
+    assert verify(own) == [f"{file} cannot be read (No such file or directory)"]
+    file.write_bytes(bytes(99))
+    own.unlink()
+    with pytest.raises(UserError, match=r"there is no x\.gguf\.sha256 beside it"):
+        verify(file)
+
+
+def test_start_that_sums_a_changed_log_anew_tells_of_it(run: Path, capsys: pytest.CaptureFixture[str]):
+    warn_of_changed_logs(run)
+    assert capsys.readouterr().out == ""
+    flip_bit(run / METRICS)
+    warn_of_changed_logs(run)
+    said = f"warning: {run / METRICS} has changed since it was written: between its bytes 0 and 12, of the time from"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_verify_refuses_what_is_no_run(tmp_path: Path):

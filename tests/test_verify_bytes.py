@@ -13,6 +13,7 @@ from models import make_model
 from tiny import MODEL, tiny_config, tokenizer, write_text_shards
 
 from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.extend_tokenizer import ExtendTokenizer, extend_tokenizer
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
@@ -24,13 +25,15 @@ from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.process.console import safe_console
 from gptjax.process.diagnosis import write_report
 from gptjax.runs import trainer
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.run_lock import run_lock
 from gptjax.runs.trainer import train
 from gptjax.tokenization.chat import CHAT_TOKENS
+from gptjax.tokenization.tokenizer import load_tokenizer
 from gptjax.verify import verify
 
-KINDS = ("run", "imported", "shards", "exported", "adapters", "prepared", "chats", "preferences")
+KINDS = ("run", "imported", "shards", "exported", "adapters", "prepared", "chats", "preferences", "tokenizer")
 NOT_SUMMED = {".lock", ".verified.json", "README.md"}
 
 
@@ -61,6 +64,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data = root / "prepared"
     prepare(Prepare(source=str(root / "text.txt"), output=data, tokenizer="bytes", split="none", processes=1))
     prepare_answers(root)
+    extend_tokenizer(ExtendTokenizer(str(root / "own"), root / "tokenizer", special_tokens="<|a|>"))
     return {kind: root / kind for kind in KINDS} | {"run": config.directory}
 
 
@@ -127,6 +131,21 @@ def test_verify_names_a_flipped_byte_in_every_file(
             assert any(file.name in problem for problem in problems), (flipped, problems)
             assert len(problems) == 1 or file.name == MANIFEST_NAME, (flipped, problems)
     assert verify(directory) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("exported", "model.safetensors"), ("exported", "tokenizer.json"), ("tokenizer", "tokenizer.json")],
+)
+def test_damaged_export_or_tokenizer_is_not_read(places: dict[str, Path], kind: str, name: str) -> None:
+    file = places[kind] / name
+    flipped = flip_bytes(file)
+    next(flipped)
+    next(flipped)
+    read = load_tokenizer if kind == "tokenizer" else lambda path: open_checkpoint(path).load_model()
+    with pytest.raises(UserError, match=rf"{name} has changed since it was .* you changed it yourself, remove"):
+        read(places[kind])
+    assert list(flipped)
 
 
 def test_edited_card_of_an_export_is_a_note(places: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines.conversations import public_sets
+from data_pipelines.conversations.advice import suggest_grouping, suggest_names
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
+from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
     rename_fields,
     suggest_command,
     suggest_prepare,
-    suggest_renaming,
 )
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
@@ -147,8 +148,9 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
                 if key != "text":  # a text repeats what other fields hold
                     _check_alone(record, key, where=where)
                 return turns
-        other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
-        other = other or suggest_renaming(record, ("prompt", "completion"))
+        other = suggest_grouping(record, where=where)
+        other = other or suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
+        other = other or suggest_names(record, ("prompt", "completion"), where=where)
         other = "" if public_sets.name_format(record) else other
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
@@ -276,7 +278,7 @@ def _read_text(record: dict[str, Any], key: str, *, where: str) -> str:
     return text
 
 
-def _read_history(record: dict[str, Any], *, where: str) -> list[Any]:
+def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     """Messages of the turns before the question: Alpaca's pairs, or messages."""
     history = _parse_json(record.get("history")) or []
     if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
@@ -299,7 +301,11 @@ def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) ->
         return [*as_list(question, "user"), *as_list(answer, "assistant")]
     if isinstance(question, str):
         question = add_context(record, key, where=where)
-    return [*_read_history(record, where=where), *_make_turn(question, answer)]
+    history = read_history(record, where=where)
+    if (turns := split_question(question, where=where)) is not None:
+        answer = answer.strip() if isinstance(answer, str) else answer  # a blank is part of the mark before it
+        return [*history, *turns, {"role": "assistant", "content": answer}]
+    return [*history, *_make_turn(question, answer)]
 
 
 def describe(record: dict[str, Any]) -> str:

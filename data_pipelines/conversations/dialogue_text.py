@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from gptjax.core.errors import quote
 from gptjax.tokenization.messages import ROLE_NAMES, SKIPPED, TOOL_ROLES, TOOLS, InvalidRecord, UselessRecord
@@ -27,6 +28,13 @@ _END = "|".join(map(re.escape, ENDS))
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _ROLES = ROLE_NAMES | {"instruction": "user", "input": "user", "response": "assistant"}
 _ROLES |= {"inst": "user", "/inst": "assistant", "function response": "function"}
+
+_HELPSTEER2 = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+LEFT_MARKS = (
+    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),
+    *("[/INST]", "<|user|>", "<|assistant|>", "<extra_id_1>", "\n\nAssistant:", "### Assistant:", "### Response:"),
+)
+"""What tells that a content holds turns or tokens of a template, which are learned as letters."""
 
 Turns = list[dict[str, str]]
 
@@ -56,6 +64,23 @@ def split_speakers(text: str, *, where: str) -> Turns:
     answer = next((mark for mark in marks if _find_role(mark) == "assistant"), None)
     is_stripped = answer in apart and "user" in map(_find_role, apart)
     return _cut(text, _choose_marks(apart if is_stripped else _find_speakers(text, where=where)))
+
+
+def split_question(text: Any, *, where: str) -> Turns | None:
+    """Messages of a question in which the turns before it stand, too; None for others.
+
+    HelpSteer2 begins with the user and has the marks `\\n<extra_id_1>Assistant\\n` and `…User\\n`. HH-RLHF's prompts
+    begin with `Human:` and end with `Assistant:`.
+    """
+    if not isinstance(text, str):
+        return None
+    first, *parts = _HELPSTEER2.split(text)
+    if parts:
+        later = zip(parts[::2], parts[1::2], strict=True)
+        return [{"role": "user", "content": first}, *({"role": name.lower(), "content": said} for name, said in later)]
+    if not text.lstrip().startswith("Human:") or not text.rstrip().endswith("\n\nAssistant:"):
+        return None
+    return split_speakers(text, where=where)[:-1]
 
 
 def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_pipelines.conversations.chat_formats import parse_conversation
-from data_pipelines.conversations.preference_formats import EQUAL, parse_pair
+from data_pipelines.conversations.dialogue_text import LEFT_MARKS
+from data_pipelines.conversations.preference_formats import EQUAL, read_pair
 from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import UselessRecord, has_reasoning
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -19,7 +21,13 @@ EMPTY_MESSAGE = "conversations have an empty message, which was kept"
 REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
 REASONING = "pairs have reasoning beside a content, which was left out"
 EMPTY_IN_PAIR = "pairs have an empty message, which was kept"
+MARKS = "conversations have marks of turns inside a content, such as those of a template, which were kept as text"
+MARKS_IN_PAIR = f"pairs{MARKS.removeprefix('conversations')}"
 TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
+
+
+def _has_marks(message: Message) -> bool:
+    return any(mark in message.content for mark in LEFT_MARKS)
 
 
 class Example(NamedTuple):
@@ -42,6 +50,7 @@ class EncodeConversation:
         found = {
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
+            MARKS: any(map(_has_marks, messages)),
         }
         document = self.encoder.encode_conversation(messages, unscored=unscored)
         notes = (*left_out, *(note for note, is_true in found.items() if is_true))
@@ -61,7 +70,7 @@ class EncodePair:
         return ChatEncoder(self.tokenizer)
 
     def __call__(self, record: Any, where: str) -> Example:
-        prompt, *completions = parse_pair(record, where=where, renamed=self.renamed)
+        (prompt, *completions), left_out = read_pair(record, where=where, renamed=self.renamed)
         documents = [self._encode(prompt, completion) for completion in completions]
         if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
             raise UselessRecord(EQUAL)
@@ -72,8 +81,9 @@ class EncodePair:
             REASONING: any(map(has_reasoning, given)),
             TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
             EMPTY_IN_PAIR: not all(message.content.strip() for message in said),
+            MARKS_IN_PAIR: any(map(_has_marks, said)),
         }
-        return Example(repr(prompt), documents, tuple(note for note, is_true in found.items() if is_true))
+        return Example(repr(prompt), documents, (*left_out, *(note for note, is_true in found.items() if is_true)))
 
     def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
         if isinstance(prompt, list):

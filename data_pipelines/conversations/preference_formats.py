@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.conversations.advice import suggest_names
 from data_pipelines.conversations.chat_formats import (
     add_context,
     describe,
@@ -12,12 +13,13 @@ from data_pipelines.conversations.chat_formats import (
     is_labelled,
     parse_conversation,
     parse_lists,
+    read_history,
 )
-from data_pipelines.conversations.dialogue_text import split_speakers
+from data_pipelines.conversations.dialogue_text import split_question, split_speakers
 from data_pipelines.conversations.field_names import ADDED, QUESTIONS, SYSTEM
 from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
-from data_pipelines.conversations.public_pairs import HELPSTEER2, find_public_pair, split_marks
-from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
+from data_pipelines.conversations.public_pairs import find_public_pair
+from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     ROLE_KEYS,
@@ -42,6 +44,10 @@ _OWN = ("conversations", "preferred_output", "non_preferred_output", "completion
 FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN, *PUBLIC_FIELDS)
 _KNOWN = frozenset(FIELDS)
 EQUAL = "pairs skipped: chosen and rejected are equal"
+OTHER_SYSTEM = "pairs have a second text of the system, which was left out"
+OTHER_CONTENT = "pairs have a text beside the prompt and the two answers, which was left out"
+_BESIDE = ("prompt", "instruction", "question", "query", "problem", *ADDED)
+"""Fields of questions. A third answer is no part of a pair."""
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
 _SPEAKER = re.compile(r"(?:\n\n)?(?:Human|Assistant):")
@@ -60,6 +66,11 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
 
     Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
+    return read_pair(record, where=where, renamed=renamed)[0]
+
+
+def read_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> tuple[Pair, tuple[str, ...]]:
+    """`parse_pair`, with notes on what was left out."""
     record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
@@ -67,6 +78,15 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
     chosen, rejected = ([side] if isinstance(side, dict) else side for side in (chosen, rejected))  # a single message
     if chosen is not None and chosen == rejected:
         raise UselessRecord(EQUAL)
+    if (pair := _split_sides(prompt, chosen, rejected, where=where)) is None:
+        raise _explain_sides(record, prompt, chosen, rejected, where=where)
+    pair = _add_system(pair, record, where=where)
+    found = {OTHER_SYSTEM: _has_other_system(record, pair), OTHER_CONTENT: _has_other_content(record, pair)}
+    return pair, tuple(note for note, is_true in found.items() if is_true)
+
+
+def _split_sides(prompt: Any, chosen: Any, rejected: Any, *, where: str) -> Pair | None:
+    """The pair of a prompt, which may be missing, and two sides; None for values of other types."""
     match prompt, chosen, rejected:
         case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
             sides = (split_speakers(side, where=where) for side in (chosen, rejected))
@@ -79,15 +99,20 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
             return _split_by_common_turns(chosen, rejected, where=where)
         case str() | None, str(), str():
             return _check_strings(prompt, chosen, rejected, where=where)
+    return None
+
+
+def _explain_sides(record: dict[str, Any], prompt: Any, chosen: Any, rejected: Any, *, where: str) -> InvalidRecord:
+    """The error for a record that is no pair."""
     if chosen is rejected is None and is_labelled(record):
-        raise InvalidRecord(
+        return InvalidRecord(
             f"{where}: has a completion with a label, as KTO's sets do, and no pair. Those with a true label are for "
             "python -m data_pipelines.prepare_chat."
         )
     are_texts = all(isinstance(value, str) for value in record.values())  # others may say which text is better
-    renaming = suggest_renaming(record, ("prompt", *SIDES)) if are_texts else ""
+    renaming = suggest_names(record, ("prompt", *SIDES), where=where) if are_texts else ""
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
-    raise InvalidRecord(
+    return InvalidRecord(
         f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."
         f"{_suggest_chat(record) or suggest_command(set(record) - {*SIDES}) or suggest_prepare(record) or renaming}"
     )
@@ -113,11 +138,13 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
         prompt, *sides = found
         prompt = _find_prompt(record, where=where) if prompt is None else prompt
         prompt = record.get("history") if prompt is None else prompt  # SHP's
-        if record.keys() >= HELPSTEER2 and (turns := split_marks(prompt)) is not None:
-            prompt, sides = turns, [[{"role": "assistant", "content": side}] for side in sides]
     else:
         prompt = _find_prompt(record, where=where)
-    return _add_system(record, prompt, sides, where=where), sides[0], sides[1]
+    if prompt is not None and not any(isinstance(side, list) and _begins_with_user(side) for side in sides):
+        turns = _find_turns(record, prompt, where=where)
+        if turns is not None:
+            prompt, sides = turns, [[_answer(side)] if isinstance(side, str) else side for side in sides]
+    return prompt, sides[0], sides[1]
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
@@ -128,14 +155,46 @@ def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
     return add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
 
 
-def _add_system(record: dict[str, Any], prompt: Any, sides: Sequence[Any], *, where: str) -> Any:
-    """The prompt after the text of the system, if the record has one: as a text before texts, or as a message."""
-    if not isinstance(prompt, str | list) or not (system := find_system(record, where=where)):
-        return prompt
-    if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
-        return f"{system}\n\n{prompt}"
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": "system", "content": system}, *messages]
+def _find_turns(record: dict[str, Any], prompt: Any, *, where: str) -> list[Any] | None:
+    """Messages of a prompt that is a list of them, holds earlier turns or follows a history; None for others."""
+    history = [] if isinstance(record.get("history"), str) else read_history(record, where=where)  # SHP's is the prompt
+    turns = prompt if isinstance(prompt, list) else split_question(prompt, where=where)
+    if turns is None and history:
+        turns = [{"role": "user", "content": prompt}]
+    return None if turns is None else [*history, *turns]
+
+
+def _answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text.strip()}
+
+
+def _add_system(pair: Pair, record: dict[str, Any], *, where: str) -> Pair:
+    """The pair with the text of the system in front, unless it begins with one: as a text or as a message."""
+    if not (system := find_system(record, where=where)):
+        return pair
+    if isinstance(pair.prompt, str):
+        return pair._replace(prompt=check_utf8(f"{system}\n\n{pair.prompt}", where=where))
+    if pair.prompt[0].role == "system":
+        return pair
+    return pair._replace(prompt=[Message("system", check_utf8(system, where=where)), *pair.prompt])
+
+
+def _has_other_system(record: dict[str, Any], pair: Pair) -> bool:
+    """Whether a text of the system in a field is not that of the pair."""
+    first = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[0].content
+    texts = [text.strip() for key in SYSTEM if isinstance(text := record.get(key), str)]
+    return any(text not in first for text in texts)
+
+
+def _has_other_content(record: dict[str, Any], pair: Pair) -> bool:
+    """Whether a record has a question or an answer in a field that no part of the pair holds."""
+    said = [
+        item if isinstance(item, str) else item.content
+        for part in pair
+        for item in ([part] if isinstance(part, str) else part)
+    ]
+    texts = [text.strip() for key in _BESIDE if isinstance(text := record.get(key), str)]
+    return any(all(text not in held for held in said) for text in texts)
 
 
 def _begins_with_user(messages: list[Any]) -> bool:

@@ -1,12 +1,15 @@
 """Pairs of public sets whose better answer is said by ranks, scores or a preference beside the answers."""
 
+import contextlib
+import json
 import math
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data_pipelines.conversations.public_sets import parse_json, rank_answers, split_prompt
-from gptjax.tokenization.messages import UselessRecord
+from data_pipelines.conversations.public_sets import FIELDS as ANSWER_FIELDS
+from data_pipelines.conversations.public_sets import RATINGS, rank_answers, split_prompt
+from gptjax.core.errors import count_of
+from gptjax.tokenization.messages import SKIPPED, InvalidRecord, UselessRecord
 
 
 class Comparison(NamedTuple):
@@ -31,6 +34,13 @@ def _match(first: Any, second: Any) -> Callable[[Any], float]:
     return prefer
 
 
+def _match_letter(label: Any) -> float:
+    """A label that names an answer by its letter: A, model_a or response_a."""
+    word = str(label).strip().lower()
+    known = [f"{before}{letter}" for letter in "ab" for before in ("", "model_", "response_")]
+    return (1.0 if word.endswith("a") else -1.0) if word in known else 0.0
+
+
 COMPARISONS = (
     Comparison("response_0", "response_1", ("better_response_id",), _match(0, 1), True),  # PKU-SafeRLHF
     Comparison("human_ref_a", "human_ref_b", ("labels",), _match(1, 0), True),  # SHP
@@ -42,15 +52,18 @@ COMPARISONS = (
     Comparison(  # the arena's competition: two lists of answers, and a 1 for the better one
         "response_a", "response_b", ("winner_model_a", "winner_model_b"), lambda *scores: _subtract(*scores)
     ),
+    *(
+        Comparison("response_a", "response_b", (label,), _match_letter)
+        for label in ("preferred", "preference", "winner")
+    ),
 )
-HELPSTEER2 = frozenset(("response_1", "response_2", "preference_strength"))
 FIELDS = (
     *(name for first, second, labels, *_ in COMPARISONS for name in (first, second, *labels)),
-    *("history", "answers", "generations", "ratings", "info", "summaries", "choice"),
+    *("history", "info", "summaries", "choice", *ANSWER_FIELDS),
 )
 NEITHER = "pairs skipped: their label says that neither answer is better"
-_TURN_MARK = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 ONE_SCORE = "pairs skipped: all completions have one score"
+UNEQUAL = f"{SKIPPED}not as many answers as questions"
 
 
 def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> tuple[Any, Any, Any] | None:
@@ -62,7 +75,7 @@ def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> 
     for first, second, labels, prefer, is_first in COMPARISONS:
         if {first, second, *labels} <= record.keys() and (is_first or not has_sides):
             better = _order(record[first], record[second], prefer(*(record[label] for label in labels)))
-            return _find_question(record, labels[0], *better)
+            return _find_question(record, labels[0], *better, where=where)
     if has_sides:
         return None
     if {"info", "summaries", "choice"} <= record.keys():
@@ -70,7 +83,9 @@ def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> 
     return _find_ranked(record, where=where)
 
 
-def _find_question(record: dict[str, Any], label: str, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+def _find_question(
+    record: dict[str, Any], label: str, chosen: Any, rejected: Any, *, where: str
+) -> tuple[Any, Any, Any]:
     """(prompt, chosen, rejected) where the prompt has another form than that of a text under one of its names."""
     question, context = record.get("question"), record.get("context")
     if label == "score_0" and isinstance(question, dict):
@@ -79,20 +94,9 @@ def _find_question(record: dict[str, Any], label: str, chosen: Any, rejected: An
         return context, _answer(chosen), _answer(rejected)
     if label == "winner_model_a" and "prompt" in record:
         asked = _parse_texts(record["prompt"])
-        chosen, rejected = (_join_answers(asked, _parse_texts(side)) for side in (chosen, rejected))
+        chosen, rejected = (_join_answers(asked, _parse_texts(side), where=where) for side in (chosen, rejected))
         return next(iter(asked), None), chosen, rejected
     return None, chosen, rejected
-
-
-def split_marks(prompt: Any) -> list[Any] | None:
-    """Messages of a prompt of several turns as HelpSteer2 writes them; None for others.
-
-    The user begins without a mark. A mark is `\\n<extra_id_1>Assistant\\n`, or that of the user.
-    """
-    first, *parts = _TURN_MARK.split(prompt) if isinstance(prompt, str) else [""]
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    later = [{"role": name.lower(), "content": text} for name, text in turns]
-    return [{"role": "user", "content": first}, *later] if later else None
 
 
 def _find_summaries(record: dict[str, Any]) -> tuple[Any, Any, Any] | None:
@@ -119,7 +123,7 @@ def _join_post(info: dict[str, Any]) -> Any:
 
 def _find_ranked(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] | None:
     """The best and the worst of several answers, as turns: Nectar's, UltraFeedback's and distilabel's."""
-    for key in ("completions", "answers", "generations"):
+    for key in ("completions", "answers", *RATINGS):
         if "chosen" not in record and (ranked := rank_answers(record, key)) is not None:
             best, worst, is_better = ranked
             if not is_better:
@@ -152,14 +156,22 @@ def _subtract(first: Any, second: Any) -> float:
 
 
 def _parse_texts(value: Any) -> list[Any]:
-    """A text, or the texts of a list as JSON."""
-    return found if isinstance(found := parse_json(value), list) else [value]
+    """A text, or the texts of a list, also as JSON. An answer that is missing is a null in it."""
+    found = value
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value)
+    is_list = isinstance(found, list) and all(isinstance(text, str | None) for text in found)
+    return found if is_list else [value]
 
 
-def _join_answers(asked: list[Any], given: list[Any]) -> list[Any]:
-    """Messages of questions and answers."""
+def _join_answers(asked: list[Any], given: list[Any], *, where: str) -> list[Any]:
+    """Messages of questions and answers, of which there are equally many."""
+    if len(asked) != len(given):
+        counts = f"{count_of(len(asked), 'questions')} and {count_of(len(given), 'answers')}"
+        raise InvalidRecord(f"{where}: has {counts}; wanted an answer to each question.", UNEQUAL)
     return [
         message
-        for question, answer in zip(asked, given, strict=False)
+        for question, answer in zip(asked, given, strict=True)
         for message in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     ]

@@ -14,9 +14,11 @@ META = "meta_instruction"
 """MOSS's text of the system."""
 ONE_ANSWER = ("generation", "best_answer", "correct_answer")
 """Fields of the answer where none has another name."""
+RATINGS = {"generations": ("ratings",), "responses": ("scores", "ratings", "rewards")}
+"""Fields of several answers, and of the numbers beside them; a larger one is better."""
 FIELDS = (
     *ONE_ANSWER,
-    *(META, "completions", "generations", "ratings", "answers"),
+    *(META, "completions", "answers", *RATINGS, *(name for names in RATINGS.values() for name in names)),
     *("definition", "inputs_pretokenized", "targets_pretokenized", "message_1", "message_2"),
 )
 _REWRITTEN = (*FIELDS, "answer", "plain_text")
@@ -121,7 +123,7 @@ def _find_choices(record: dict[str, Any]) -> tuple[str, ...]:
         question = next((record[key] for key in (*QUESTIONS, *ADDED) if record.get(key) is not None), None)
         is_text = isinstance(question, list) or isinstance(record[answer], str)
         return ("answer",) if answer == "answer" and not is_text else ()
-    return ("answers", "completions", "generations")
+    return ("answers", "completions", *RATINGS)
 
 
 def _add_meta(record: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def rank_answers(record: dict[str, Any], key: str) -> tuple[str, str, bool] | No
     """
     value = record.get(key)
     items = value if isinstance(value, list) else []
-    ratings = record.get("ratings") if key == "generations" else None
+    ratings = next((found for name in RATINGS.get(key, ()) if (found := record.get(name)) is not None), None)
     if isinstance(ratings, list) and len(ratings) == len(items):
         items = [{"response": text, "score": score} for text, score in zip(items, ratings, strict=True)]
     rated = [(score, text) for item in items if (score := _rate(item)) is not None and (text := _find_answer(item))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.output.atomic_dir import find_prepared, hold_lock, replace_directory
+from data_pipelines.output.atomic_dir import PROGRESS_NAME, find_prepared, hold_lock, replace_directory
 from data_pipelines.output.shard_writer import write_manifest
 from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import print_notes
@@ -46,9 +46,13 @@ def build_shards(
             return manifest
         with replace_directory(output) as directory:
             counts, tokenizer, notes = write(directory, identity)
-            options.check_splits(counts, what=what, notes="; ".join(notes))
-            if compute_identity() != identity:
-                raise UserError(f"source {options.source}: was changed while it was read. Prepare it again.")
+            try:
+                options.check_splits(counts, what=what, notes="; ".join(notes))
+                if compute_identity() != identity:
+                    raise UserError(f"source {options.source}: was changed while it was read. Prepare it again.")
+            except UserError:
+                (directory / PROGRESS_NAME).unlink(missing_ok=True)  # to continue would end alike
+                raise
             manifest = write_manifest(directory, counts, tokenizer=tokenizer, request=identity, notes=notes)
     print_splits(output, manifest, spell=options.spell_flags)
     seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """How far a preparation has come, so that the same command continues after a kill.
 
-`progress.json` names a position in the corpus and the state of the files there. Later writes are cut off, the corpus is
-skipped up to that position, and the rest gives the same bytes.
+`progress.json` names a position in the corpus and the state of the files there, with their sums. Later writes are cut
+off, the corpus is skipped up to that position, and the rest gives the same bytes.
 """
 
 import json
@@ -16,10 +16,11 @@ from data_pipelines.output.atomic_dir import PROGRESS_NAME
 from data_pipelines.output.shard_writer import WriteState
 from data_pipelines.readers.documents import Notes
 from gptjax.core.errors import count_of
-from gptjax.core.files import write_atomically
+from gptjax.core.files import file_sha256, hash_json, write_atomically
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
-PROGRESS_VERSION = 6
+_OWN_SUM_KEY = "sha256"
+PROGRESS_VERSION = 7
 """Increase it whenever the position gets another meaning, also when a source yields other chunks."""
 
 
@@ -36,13 +37,14 @@ class Progress:
 class Journal:
     """The record of progress in a directory that is being filled; `progress` is what an earlier run left.
 
-    A directory of another request (JSON), without a record, or with missing files is emptied.
+    A directory of another request (JSON), without a record, or with missing or changed files is emptied.
     """
 
     def __init__(self, directory: Path, request: dict[str, Any], *, seconds: float = 2.0) -> None:
         self._path, self._seconds = directory / PROGRESS_NAME, seconds
         self._header = {"version": PROGRESS_VERSION, "request": json.loads(json.dumps(request))}
         self._last = time.monotonic()
+        self._tokenizer: str | None = None
         self.progress = self._load(directory)
         known = {PROGRESS_NAME, FILE_NAME}.union(*(state.sizes for state in self.progress.splits.values()))
         for path in directory.iterdir():
@@ -53,7 +55,9 @@ class Journal:
         """Replace the record; the files that it describes are on disk already."""
         splits = {name: asdict(state) for name, state in progress.splits.items()}
         content = {"units": progress.units, "documents": progress.documents, "splits": splits}
-        write_atomically(self._path, json.dumps(self._header | content | {"notes": progress.notes.as_json()}))
+        self._tokenizer = self._tokenizer or _sum_tokenizer(self._path.parent)  # one that was learned
+        content = self._header | content | {"tokenizer": self._tokenizer, "notes": progress.notes.as_json()}
+        write_atomically(self._path, json.dumps(content | {_OWN_SUM_KEY: hash_json(content)}))
         self._last = time.monotonic()
 
     def is_due(self) -> bool:
@@ -65,9 +69,12 @@ class Journal:
             content = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             content = {}
-        if self._header.items() <= content.items():
+        content = content if isinstance(content, dict) else {}
+        own = content.pop(_OWN_SUM_KEY, None)
+        if self._header.items() <= content.items() and own == hash_json(content):
             splits = {name: WriteState(**state) for name, state in content["splits"].items()}
-            if all(state.is_on_disk(directory) for state in splits.values()):
+            is_same = content["tokenizer"] == _sum_tokenizer(directory)
+            if is_same and all(state.is_on_disk(directory) for state in splits.values()):
                 tokens = sum(state.tokens for state in splits.values())
                 print(
                     f"continuing after {count_of(content['documents'], 'documents')}, {tokens:,} tokens",
@@ -75,8 +82,13 @@ class Journal:
                 )
                 return Progress(content["units"], content["documents"], splits, Notes(**content["notes"]))
         if content:
-            problem = "what an earlier run left is of another request, or incomplete"
+            problem = "what an earlier run left is of another request, incomplete or damaged"
             print(f"{directory}: {problem}. Starting again.", file=sys.stderr)
         shutil.rmtree(directory)
         directory.mkdir()
         return Progress()
+
+
+def _sum_tokenizer(directory: Path) -> str | None:
+    """The sum of the tokenizer.json of a directory, if there is one."""
+    return file_sha256(directory / FILE_NAME) if (directory / FILE_NAME).is_file() else None

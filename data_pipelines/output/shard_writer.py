@@ -1,6 +1,7 @@
 """Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 
 from data_pipelines.output.atomic_dir import sync
 from data_pipelines.runtime.options import ShardOptions
+from gptjax.core.file_sums import READ_BYTES
 from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
 from gptjax.data.shards import HEADER_BYTES, Format, open_shard, shard_header, token_dtype
@@ -25,17 +27,40 @@ SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "sc
 
 @dataclass(frozen=True)
 class WriteState:
-    """How much of a split is on disk: documents, tokens, bytes of the UTF-8 that they encode, bytes by file name."""
+    """How much of a split is on disk: documents, tokens, bytes of the UTF-8 that they encode, bytes by file name.
+
+    `sums` are SHA-256 of so many bytes of each file, without its header, which comes last.
+    """
 
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, str] = field(default_factory=dict)
 
     def is_on_disk(self, directory: Path) -> bool:
-        """Whether every file has at least its size."""
-        paths = {directory / name: size for name, size in self.sizes.items()}
-        return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
+        """Whether every file begins with what was written; reads them."""
+        return all(
+            (directory / name).is_file() and _GrowingSum(directory / name).read_until(size) == self.sums.get(name)
+            for name, size in self.sizes.items()
+        )
+
+
+class _GrowingSum:
+    """The sum of a file that grows, without the header of a shard."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._digest = path, hashlib.sha256()
+        self._end = HEADER_BYTES if path.suffix == ".bin" else 0
+
+    def read_until(self, end: int) -> str | None:
+        """The sum of the file up to this byte; None if it ends before. What was read before is not read again."""
+        with self._path.open("rb") as file:
+            file.seek(self._end)
+            while self._end < end and (part := file.read(min(READ_BYTES, end - self._end))):
+                self._digest.update(part)
+                self._end += len(part)
+        return None if self._end < end else self._digest.hexdigest()
 
 
 class SplitWriter:
@@ -52,10 +77,13 @@ class SplitWriter:
         self.documents, self.tokens, self.bytes = state.documents, state.tokens, state.bytes
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
         self._finished = dict(state.sizes)
+        self._growing: dict[str, _GrowingSum] = {}
         self._open: dict[str, IO[bytes]] = {}
         for name in (self._shard_name, *(f"{split}.{kind}" for kind in SIDECAR_DTYPES)):
             if name in self._finished:
                 self._open_file(name, self._finished.pop(name))
+        self._sums = {name: state.sums[name] for name in self._finished}
+        """Of finished files."""
 
     @property
     def counts(self) -> Counts:
@@ -91,7 +119,16 @@ class SplitWriter:
             file.flush()
             os.fsync(file.fileno())
         sizes = self._finished | {name: file.tell() for name, file in self._open.items()}
-        return WriteState(self.documents, self.tokens, self.bytes, sizes)
+        return WriteState(self.documents, self.tokens, self.bytes, sizes, self._sum(sizes))
+
+    def _sum(self, sizes: Mapping[str, int]) -> dict[str, str]:
+        """The sums of so many bytes of each file."""
+        found = dict(self._sums)
+        for name in sizes.keys() - found.keys():
+            growing = self._growing.setdefault(name, _GrowingSum(self._directory / name))
+            found[name] = growing.read_until(sizes[name]) or ""
+        self._sums = {name: found[name] for name in self._finished}
+        return found
 
     def finish(self) -> None:
         """Complete the last shard and the sidecars."""

@@ -5,6 +5,7 @@ place as a `UserError`.
 """
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -81,11 +82,21 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
             and file.peek(1)[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] not in b"{["
         ):
             wanted = f"wanted records: {KNOWN}, as --help shows"
-            raise UserError(f"{path}: is plain text, {wanted}. Text is for python -m data_pipelines.prepare.")
+            advice = _suggest_json(path) or "Text is for python -m data_pipelines.prepare."
+            raise UserError(f"{path}: is plain text, {wanted}. {advice}")
         number = 1
         while lines := file.readlines(block_bytes):
             yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, f"{path}:", number, lines))
             number += len(lines)
+
+
+def _suggest_json(path: Path) -> str:
+    """The line for a shell that writes the records of a YAML file as JSON; empty for other files."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return ""
+    code = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout, default=str)"
+    given, written = (shlex.quote(str(name)) for name in (path, path.with_suffix(".json")))
+    return f"This makes JSON of it: python -c '{code}' < {given} > {written}"
 
 
 def _iter_array_records(path: Path, block_bytes: int) -> Iterator[RecordBlock]:

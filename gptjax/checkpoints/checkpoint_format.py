@@ -34,6 +34,8 @@ from gptjax.checkpoints.integrity import (
 from gptjax.core.errors import UserError, describe_errno
 from gptjax.core.lazy import LazyModule
 from gptjax.process.console import print_once
+from gptjax.process.diagnosis import is_lost_peer
+from gptjax.process.process_end import has_peers
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -254,12 +256,17 @@ def _shorten_list(names: list[str], limit: int = 6) -> str:
 
 @contextmanager
 def report_read_errors(directory: Path, step: int) -> Iterator[None]:
-    """Turn an error into a UserError that names the unreadable checkpoint and the one to use instead."""
+    """Turn an error into a UserError that names the unreadable checkpoint and the one to use instead.
+
+    One that says that another process is gone stays as it is.
+    """
     try:
         yield
     except (UserError, jax.errors.JaxRuntimeError, MemoryError):
         raise
     except Exception as error:  # Orbax has no exception class of its own for damaged arrays
+        if has_peers() and is_lost_peer(error):
+            raise
         raise UserError(
             f"{Path(directory) / str(step)} cannot be read: {describe_cause(error)}. {suggest_other(directory, step)}"
         ) from error
@@ -267,10 +274,12 @@ def report_read_errors(directory: Path, step: int) -> Iterator[None]:
 
 @contextmanager
 def report_write_errors(directory: Path) -> Iterator[None]:
-    """Turn an error of a save into a UserError."""
+    """Turn an error of a save into a UserError. One that says that another process is gone stays as it is."""
     try:
         yield
     except (OSError, ValueError) as error:
+        if has_peers() and is_lost_peer(error):
+            raise
         raise UserError(f"A checkpoint in {directory} could not be written: {describe_cause(error)}.") from error
 
 

@@ -12,7 +12,7 @@ import tyro
 from tyro import _strings
 
 from gptjax.cli.config_files import find_config, import_modules, list_configs, load_config_file
-from gptjax.cli.flag_mistakes import explain_unknown, explain_words
+from gptjax.cli.flag_mistakes import explain_words
 from gptjax.cli.flag_synonyms import COMMON_FLAGS, CONFIG_WORDS
 from gptjax.cli.flags import Flag, Flags, drop_flags, list_flags, normalize_words
 from gptjax.core.errors import UserError, quote
@@ -108,6 +108,9 @@ def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
         if {"-h", "--help"} & set(rest):
             print(_usage(prog, description))
             raise SystemExit(0)
+        names = [name for word in rest if word.startswith("-") and (name := word.lstrip("-")) in list_configs()]
+        if names:
+            raise UserError(f"No config is given. Write --config={names[0]}.")
         raise UserError(f"No config is given. Give --config=NAME, such as quickstart; {prog} --help lists the names.")
     if len(specs) > 1:
         raise UserError(f"--config is given {len(specs)} times ({', '.join(specs)}): a run has one config file.")
@@ -241,9 +244,12 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
         name, equals, value = word.lstrip("-").partition("=")
         if not specs and name == "config" and equals:
             raise UserError(f"{quote(word)} does not begin with two dashes. Write --config={quote(value)}.")
-        if not specs and name in CONFIG_WORDS:
+        if word.startswith("-") and name in CONFIG_WORDS:
             value = value if equals else next(iter(rest[place + 1 :]), "")
-            raise UserError(explain_unknown(name.replace("_", "-"), value, {"config": Flag(str)}))
+            if specs:
+                raise UserError(f"Two configs are given, {quote(value)} and {quote(specs[0])}: a run has one.")
+            shown = word.partition("=")[0].replace("_", "-")
+            raise UserError(f"There is no flag {shown}. Write --config={quote(value) or 'NAME'}.")
     if specs and rest and rest[0] in list_configs():
         raise UserError(f"Two configs are given, {quote(rest[0])} and {quote(specs[0])}: a run has one.")
     before = [None, *rest]

@@ -1,5 +1,6 @@
 """What is said of a wrong word on a command line: `explain_words` finds the one that tyro refused and the right one."""
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -60,6 +61,8 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
         if flags[known].positional:
             return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
         problem = _explain_value(known, values, flags[known])
+        if problem and (parts := _list_parts(known, values, flags)):  # --mesh=data=4,fsdp=2
+            problem = f"--{known}={quote(values[0])}: each part has its flag. Write {' '.join(parts)}."
         if problem and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
             problem += f" A text is for {_write(f'{known}-text', values[0], text)}."
         stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
@@ -79,6 +82,13 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
             " A --tokenizer=… is needed, too, unless the source is a recipe: gpt2, bytes, chars, bpe:SIZE or a file."
         )
     return f"{names} {'is' if len(missing) == 1 else 'are'} not given. Write {forms}.{kinds}"
+
+
+def _list_parts(name: str, values: Sequence[str], flags: Flags) -> list[str]:
+    """The flags that a value such as `data=4,fsdp=2` stands for; [] for others."""
+    pairs = [part.partition("=") for part in values[0].split(",")] if values else []
+    is_known = all(f"{name}.{key}" in flags and value for key, _, value in pairs)
+    return [f"--{name}.{key}={quote(value)}" for key, _, value in pairs] if is_known else []
 
 
 def _explain_joined(word: str, flags: Flags) -> str | None:
@@ -142,10 +152,18 @@ def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
         wanted = "a whole number" if kind is int else "a number"
         if flag.choices:
             return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)} or {wanted}."
+        if short := re.fullmatch(r"([0-9.]+)([km])", value.lower()):
+            with contextlib.suppress(ValueError):
+                return f"--{name}={quote(value)}: wanted {wanted}. Write --{name}={_expand(*short.groups())}."
         wanted += " or none" if types.NoneType in flag.types else ""
         example = f", such as --{name}={_example(flag)}" if flag.default is not None else ""
         return f"--{name}={quote(value)}: wanted {wanted}{example}."
     return None
+
+
+def _expand(number: str, unit: str) -> int:
+    """`10` and `k` are 10000. Raises `ValueError` for what is no number."""
+    return round(float(number) * {"k": 10**3, "m": 10**6}[unit])
 
 
 def _literal_types(flag: Flag) -> list[Any]:

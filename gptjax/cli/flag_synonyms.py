@@ -71,7 +71,8 @@ _SAME = {
     "separator": "delimiter doc-separator document-separator sep",
     "end-of-text": "eos eos-token eot end-token eod",
     "validation-source": "val valid validation val-source val-data valid-data eval-data test",
-    "split": "val valid validation val-fraction val-split test-size val-size validation-split valid-fraction",
+    "split": "val valid validation val-fraction val-split test-size val-size validation-split valid-fraction "
+    "val-ratio valid-ratio test-ratio eval-ratio eval-fraction",
     "processes": "workers num-workers num-proc n-jobs jobs threads nproc",
     "shard-tokens": "shard-size tokens-per-shard",
     "vocab-size": "vocab size n-vocab num-tokens",

@@ -17,7 +17,7 @@ from gptjax.cli.command_line import Imports
 from gptjax.conversion.imports import ORIGIN_FILE
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, count_of
-from gptjax.core.file_sums import sum_directory
+from gptjax.core.file_sums import SUM_SUFFIX, sum_directory
 from gptjax.core.files import atomic_directory, expand_path
 from gptjax.data.config import Mixture
 from gptjax.data.manifest import read_manifest
@@ -202,7 +202,8 @@ def export_gguf(options: ToGGUF) -> None:
     model, step = run.load_model(options.step, ema=options.ema), run.find_step(options.step)
     name, tokenizer = run.directory.name, run.require_tokenizer()
     write_gguf(output, model, architecture=architecture, tokenizer=tokenizer, name=name, dtype=options.dtype)
-    print(f"{output}: {name} at step {step} as {architecture.model_type} in {options.dtype}, with its tokenizer")
+    what = f"{name} at step {step} as {architecture.model_type} in {options.dtype}, with its tokenizer"
+    print(f"{output}: {what}; its SHA-256 is in {output.name}{SUM_SUFFIX}")
     if (rounding := GGUF_ROUNDING.get(options.dtype)) is not None:
         print(f"note: in {options.dtype} llama.cpp's log-probabilities differ by about {rounding}; in float32 by 3e-3")
 

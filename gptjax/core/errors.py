@@ -21,6 +21,8 @@ from gptjax.process.process_end import exit_process, has_peers, wait_for_failure
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
+_FAULTY = (errno.EIO, errno.ESTALE)
+"""What reading a file raises where a disk or a server fails."""
 _LIMITS = {errno.EFBIG: "ulimit -f unlimited", errno.EMFILE: "ulimit -n 4096"}
 """Error numbers for a limit of the shell that is reached, and what raises it."""
 
@@ -114,6 +116,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         if error.errno in (*DISK_FULL_ERRNOS, *_LIMITS):
             advice = f"Raise the limit ({_LIMITS[error.errno]})" if error.errno in _LIMITS else "Free space"
             message = f"{where}{error.strerror}. {advice} and give the same command again."
+        elif error.errno in _FAULTY:
+            message = f"{where}{error.strerror}. The disk, or the connection to it, may be faulty: dmesg tells more."
         elif error.filename is None:
             if not _is_directory_deleted():
                 raise

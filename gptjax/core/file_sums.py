@@ -1,19 +1,25 @@
 """Sizes and SHA-256 of the files of a directory, in one file beside them, so that any change of them is noticed.
 
-The file holds the sum of its own content too. So a changed byte in it is not blamed on another file.
+The file holds the sum of its own content too. So a changed byte in it is not blamed on another file. A single file that
+is made to be moved elsewhere has its sum in `FILE.sha256`, which `sha256sum --check` reads, too.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
+from gptjax.process.console import print_once
 from gptjax.process.progress import ReadProgress
 
 SUMS_FILE = "checksums.json"
+SUM_SUFFIX = ".sha256"
 READ_BYTES = 2**22
 
 
@@ -113,6 +119,62 @@ def read_sums(directory: Path) -> tuple[dict[str, FileSum], dict[str, Any]] | No
 def sum_directory(directory: Path) -> None:
     """Write `checksums.json` of all files of a directory."""
     write_sums(directory, sum_files(directory, list_files(directory)))
+
+
+@contextlib.contextmanager
+def renew_sums(directory: Path, names: Collection[str]) -> Iterator[None]:
+    """Write `checksums.json` of the files that the block writes, unless it lists others: those of another command."""
+    try:
+        is_own = (read_sums(directory) or ({}, {}))[0].keys() <= set(names)
+    except DamagedFileError:
+        is_own = False
+    if is_own:  # after a kill, the old sums would call the new files damaged
+        (directory / SUMS_FILE).unlink(missing_ok=True)
+    yield
+    if is_own:
+        write_sums(directory, sum_files(directory, [name for name in names if (directory / name).is_file()]))
+
+
+def check_listed_files(directory: Path, names: Iterable[str]) -> None:
+    """Raise a `UserError` for the first of these files that is not what `checksums.json` lists.
+
+    Nothing is known of a file that it does not list. One that is missing is left to those who need it.
+    """
+    try:
+        sums, _ = read_sums(directory) or ({}, {})
+    except DamagedFileError as error:
+        print_once(f"warning: {error}. So changes of the files beside it do not show", to_stderr=True)
+        return
+    there = {name: sums[name] for name in names if name in sums and (directory / name).is_file()}
+    if problems := find_damage(directory, there):
+        raise UserError(
+            f"{problems[0]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
+        )
+
+
+def write_sum_beside(path: Path, content: Path) -> None:
+    """Write `PATH.sha256` of a file whose content is in another one until it gets its name."""
+    write_atomically(_name_sum(path), f"{sum_file(content).sha256}  {path.name}\n")
+
+
+def find_damage_beside(path: Path) -> str | None:
+    """What differs between a file and its `PATH.sha256`, in words; None if nothing does."""
+    own = _name_sum(path)
+    try:
+        line = own.read_bytes()
+        found = sum_file(path).sha256
+    except PermissionError:
+        raise
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    if not re.fullmatch(rb"[0-9a-f]{64}  %b\n" % re.escape(path.name.encode()), line):
+        return f"{own} is not as it was written"
+    is_same = line[:64].decode() == found
+    return None if is_same else f"{path} and {own.name} differ: one of them has changed since they were written"
+
+
+def _name_sum(path: Path) -> Path:
+    return path.with_name(path.name + SUM_SUFFIX)
 
 
 def find_wrong_size(directory: Path, sums: FileSums) -> str | None:

@@ -32,9 +32,11 @@ _HUB_ADDRESS = re.compile(
 def expand_path(path: AnyPath) -> Path:
     """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
 
-    Every path of a command line or a config is read by this function. Raises a UserError for an address, and for a
-    user who does not exist here.
+    Every path of a command line or a config is read by this function. Raises a UserError for an empty text, of which
+    `Path` makes the working directory, for an address, and for a user who does not exist here.
     """
+    if os.fspath(path) == "":
+        raise UserError("a path is empty. The variable that holds it may not be set; `.` is this directory.")
     refuse_address(path)
     try:
         return Path(path).expanduser()
@@ -164,30 +166,60 @@ def atomic_directory(output: Path) -> Iterator[Path]:
         UserError: `output` is taken, or the block raised an `OSError`.
     """
     check_free(output)
+    with _rename_at_end(output) as temporary:
+        make_directories(temporary)
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_file(output: Path) -> Iterator[Path]:
+    """The path of a temporary file that becomes `output` if the block succeeds, and is removed otherwise.
+
+    So it is at a SIGTERM. The block may write the file by a library. What has the path `output` is replaced.
+
+    Raises:
+        UserError: the block raised an `OSError`.
+    """
+    with _rename_at_end(output) as temporary:
+        make_directories(temporary.parent)
+        yield temporary
+
+
+@contextlib.contextmanager
+def _rename_at_end(output: Path) -> Iterator[Path]:
+    """A path beside `output` for a file or a directory, which gets its name once all of it is on the disk."""
     output = output.absolute()
     _remove_abandoned(output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with raise_terminated():
-            make_directories(temporary)
             yield temporary
-            sync_tree(temporary)
-            temporary.rename(output)  # replaces an empty directory
+            sync_tree(temporary) if temporary.is_dir() else sync_path(temporary)
+            temporary.rename(output)  # replaces a file, or an empty directory
         sync_path(output.parent)
     except OSError as error:
         if error.filename is not None and output.parent not in Path(os.fspath(error.filename)).absolute().parents:
             raise UserError(f"{quote(os.fspath(error.filename))} cannot be read: {error.strerror}.") from error
         raise UserError(f"--output={output} cannot be written: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _remove_abandoned(output: Path) -> None:
-    """Remove what killed processes left of `atomic_directory`."""
+    """Remove what killed processes left of `output`."""
     for path in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
         number = path.name.removesuffix(".tmp").rpartition(".")[2]
-        if path.is_dir() and number.isdecimal() and not _is_alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
+        if number.isdecimal() and not _is_alive(int(number)):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory as far as that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -123,9 +123,8 @@ def evaluate_checkpoint(evaluation: Evaluation, options: Evaluate, run: Checkpoi
 
 def request_tasks(options: Evaluate) -> "harness.TaskRequest":
     """The tasks that the flags name."""
-    names = tuple(name.strip() for name in (options.tasks or "").split(",") if name.strip())
     return harness.TaskRequest(
-        names,
+        options.task_names,
         include_path=options.include_path,
         task_data=options.task_data,
         limit=options.limit,

@@ -97,6 +97,8 @@ class Evaluate:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
         find_protocol(self.protocol)
+        if self.tasks is not None and not self.task_names:
+            raise UserError("--tasks names no task. Give names, separated by commas.")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"--num-fewshot is {self.num_fewshot}; it must not be negative.")
 
@@ -116,6 +118,11 @@ class Evaluate:
             return None
         place = locate_checkpoint(self.baseline)
         return next((spec for spec in self.checkpoint if locate_checkpoint(spec) == place), self.baseline)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """What --tasks lists."""
+        return tuple(name.strip() for name in (self.tasks or "").split(",") if name.strip())
 
     @property
     def scores_text(self) -> bool:

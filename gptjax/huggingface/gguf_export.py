@@ -1,13 +1,14 @@
 """Export of GPT-2's and Llama's shapes as GGUF, the one-file format of llama.cpp. Needs the package `gguf`."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import write_sum_beside
+from gptjax.core.files import atomic_file
 from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.architectures.gpt2 import GPT2
 from gptjax.huggingface.architectures.llama import LLAMA, map_projections
@@ -80,14 +81,16 @@ def choose_gguf_architecture(config: GPTConfig, tokenizer: Tokenizer | None) -> 
 def write_gguf(
     path: Path, model: GPT, *, architecture: Architecture, tokenizer: Tokenizer, name: str, dtype: DType
 ) -> None:
-    """Write the file. Matrices are of type `dtype`; vectors and positions stay float32, as llama.cpp wants them."""
+    """Write the file, and its sum beside it.
+
+    Matrices are of type `dtype`; vectors and positions stay float32, as llama.cpp wants them.
+    """
     import gguf  # pyright: ignore[reportMissingImports]
 
     if path.exists():
         raise UserError(f"--output={path} exists. Choose another path, or remove it.")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(partial, architecture.model_type)
-    try:
+    with atomic_file(path) as partial:
+        writer = gguf.GGUFWriter(partial, architecture.model_type)
         _add_settings(writer, model.config, name=name, dtype=dtype)
         _add_tokenizer(writer, tokenizer, vocab_size=model.config.resolved_vocab_size)
         tensors = export_tensors(model, WEIGHTS[architecture.model_type], title="GGUF", dtype="float32")
@@ -101,9 +104,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_sum_beside(path, partial)
 
 
 def _add_settings(writer: Any, config: GPTConfig, *, name: str, dtype: DType) -> None:

@@ -164,7 +164,7 @@ def _show_loading(architecture: Architecture, *, facts: CardFacts) -> list[str]:
         "",
         'path = "."  # this directory, or OWNER/REPO',
         f"model = AutoModelForCausalLM.from_pretrained(path{trust})",
-        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        f"tokenizer = AutoTokenizer.from_pretrained(path{trust})",  # it reads the config of the model, too
         *(ASKING if facts.answers_chats else CONTINUING),
     ]
 

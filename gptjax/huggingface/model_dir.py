@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
+from gptjax.core.file_sums import check_listed_files
 from gptjax.core.files import expand_path, shorten_path
 from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Architecture, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
@@ -28,10 +29,7 @@ TOLERANCE = 1e-3
 VERIFIED_TOKENS = 2048
 """Most tokens over which logits are compared: scores of attention grow with the square, logits with the vocabulary."""
 HUB_PREFIX = "hf:"
-FETCHED_FILES = (
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -40,6 +38,7 @@ FETCHED_FILES = (
     "vocab.json",
     "merges.txt",
 )
+FETCHED_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
 """Patterns of the files that an import reads. No pickle is among them."""
 
 
@@ -182,8 +181,9 @@ def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
     None, with a note on stderr, if there is none that can be read.
 
     Raises:
-        UserError: the tokenizer has more ids than the model.
+        UserError: the tokenizer has more ids than the model, or has changed since `to-hf` wrote it.
     """
+    check_listed_files(directory, TOKENIZER_FILES)
     try:
         tokenizer = note_left_out(load_tokenizer(directory), directory)
     except UserError as error:

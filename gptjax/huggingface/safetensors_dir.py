@@ -18,10 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.file_sums import check_listed_files
 from gptjax.core.files import read_text
 from gptjax.process.console import print_once
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_SETTINGS = ("config.json", "adapter_config.json", INDEX_FILE)
+"""What decides how weights are read."""
 SHARD_BYTES = 5_000_000_000
 """Largest file that is written, except for a single larger tensor."""
 WRAPPERS = ("_orig_mod", "module", "_forward_module")
@@ -61,11 +64,14 @@ def open_tensors(directory: Path, *, file: str | None = None) -> Iterator[dict[s
         file: the one that holds them; by default those of a model.
 
     Raises:
-        UserError: a file is missing or cannot be read, or a weight stands twice.
+        UserError: a file is missing, cannot be read, or has changed since `to-hf` or `to-peft` wrote it, or a weight
+            stands twice.
     """
     found: list[StoredTensor] = []
     with ExitStack() as stack:
-        for path in [directory / file] if file else _list_weight_files(directory):
+        paths = [directory / file] if file else _list_weight_files(directory)
+        check_listed_files(directory, [*_SETTINGS, *(path.name for path in paths)])
+        for path in paths:
             try:
                 opened = stack.enter_context(safe_open(path, framework="np"))
             except (OSError, SafetensorError) as error:

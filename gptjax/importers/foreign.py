@@ -5,6 +5,7 @@ No pickle is executed: files of PyTorch are read by `torch.load(weights_only=Tru
 
 import importlib.util
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -110,10 +111,12 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         files = ", ".join(quote(str(file)) for file in sorted(path.glob("*.pt"))[:3])
         raise UserError(f"{path} {found}. Give the file of a checkpoint{f': {files}' if files else ''}.")
     try:
-        # Before PyTorch 1.6 a file was no archive, and those cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # of types that are refused below
+            # Before PyTorch 1.6 a file was no archive, and those cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # pickle, zip and torch have errors of their own
-        raise UserError(f"{path} {_explain_unreadable(str(error))}") from None
+        reason = str(error) or ("it is empty" if path.stat().st_size == 0 else type(error).__name__)
+        raise UserError(f"{path} {_explain_unreadable(reason)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; wanted: a dictionary of tensors.")
     return content
@@ -157,7 +160,7 @@ def check_storage(tensors: Mapping[str, Any], path: Path) -> None:
     stored: dict[int, int] = {}
     for name, tensor in tensors.items():
         if str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu" or tensor.is_quantized:
-            kind = f"{tensor.layout} on {tensor.device}".removeprefix("torch.")
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}".removeprefix("torch.")
             raise UserError(f"{path}: the weight {quote(name)} is {kind}; wanted: a dense tensor with values.")
         storage = tensor.untyped_storage()
         if tensor.nbytes > storage.nbytes():

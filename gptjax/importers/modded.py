@@ -50,7 +50,7 @@ def read_modded(path: Path, *, num_heads: int | None = None, context_length: int
         print_once(f"note: {path}: the attention of its record sees {seen}", to_stderr=True)
     tensors = _translate(collect_tensors(content.get("model"), path))
     embedding = tensors.get("transformer.wte.weight")
-    layers = count_layers(tensors, r"transformer\.h\.(\d+)\.")
+    layers = count_layers(tensors, r"transformer\.h\.(\d{1,9})\.")
     if embedding is None or len(embedding.shape) != 2 or layers < 2:
         found = list_names(list(tensors)) or "nothing"
         raise UserError(f"{path} is not of record 11, with transformer.wte.weight and layers: it holds {found}.")

@@ -44,6 +44,8 @@ _EXPLANATIONS = (
 )
 
 
+_OF_JAX = (RuntimeError, ValueError)
+"""JaxRuntimeError is the first, as are the errors of a backend's start. A collective operation may raise the second."""
 _NO_MEMORY_TO_LOAD = ("failed to map segment", "annot allocate memory")
 """What the dynamic loader says under `ulimit -v`."""
 
@@ -66,10 +68,11 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
         return (
             f"an environment variable of JAX (JAX_…) has a value that it does not take. Correct or unset it. ({error})"
         )
-    if not isinstance(error, RuntimeError):  # JaxRuntimeError is one, and so are the errors of a backend's start
+    if not isinstance(error, _OF_JAX):
         return None
     text = str(error)
-    for signs, meaning in _EXPLANATIONS[: -1 if alone else None]:
+    known = _EXPLANATIONS if isinstance(error, RuntimeError) else _EXPLANATIONS[-1:]
+    for signs, meaning in known[: -1 if alone else None]:
         if any(sign in text for sign in signs):
             first = text.strip().splitlines()[0] if text.strip() else ""
             return f"{meaning}. ({first[:160]})"
@@ -78,7 +81,7 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _EXPLANATIONS[-1][0])
+    return isinstance(error, _OF_JAX) and any(sign in str(error) for sign in _EXPLANATIONS[-1][0])
 
 
 def shows_tracebacks() -> bool:

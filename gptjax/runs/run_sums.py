@@ -26,7 +26,7 @@ _LOGS = (METRICS, GOODPUT_FILE, CONSOLE_LOG, "tensorboard/*")
 DISPOSABLE = ("loss.png", f"{METRICS}.broken", *REPORTS)
 """Patterns of files beside the logs that a run may have written before its end. They may be deleted: no result depends
 on them."""
-_OWN_CHANGE = ". If you changed it yourself, the next start of the run sums it anew"
+_OWN_CHANGE = "If you changed it yourself, the next start of the run sums it anew"
 _END = "the run ended"
 
 
@@ -57,7 +57,7 @@ class _Mark(NamedTuple):
     found: FileSum
 
 
-def find_log_damage(directory: Path) -> Iterator[str]:
+def report_logs(directory: Path) -> Iterator[str]:
     """Yield a line for each log of a run that is missing or has changed, with the steps between which it differs.
 
     Prints which are unchanged since their last sum, which have more than was ever summed, and which have no sum. A note
@@ -76,7 +76,7 @@ def find_log_damage(directory: Path) -> Iterator[str]:
             continue
         is_same = _compare_marks(path, found)
         if not is_same[-1]:
-            yield _describe_change(path, found, is_same)
+            yield f"{_describe_change(path, found, is_same)}. {_OWN_CHANGE}"
             continue
         if not all(is_same):
             print(f"note: {path} {_describe_new_start(found, is_same)}")
@@ -91,6 +91,20 @@ def find_log_damage(directory: Path) -> Iterator[str]:
     if unsummed := [name for name in names if name not in marks]:
         why = "begun since the last checkpoint, or by an earlier gptjax"
         print(f"{directory}: without sums: {', '.join(unsummed)} ({why})")
+
+
+def warn_of_changed_logs(directory: Path) -> None:
+    """Print a warning for each log that is not as it was when a checkpoint was saved or the run ended.
+
+    A run that goes on sums it anew, so `verify` could not tell later. What was cut or deleted is told elsewhere.
+    """
+    for name, marks in _collect_marks(directory).items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size < marks[-1].found.bytes:
+            continue
+        is_same = _compare_marks(path, marks)
+        if not is_same[-1]:
+            print_once(f"warning: {_describe_change(path, marks, is_same)}. The run goes on, and sums it anew")
 
 
 def _collect_marks(directory: Path) -> dict[str, list[_Mark]]:
@@ -123,14 +137,14 @@ def _describe_change(path: Path, marks: Sequence[_Mark], is_same: Sequence[bool]
     """In words, between which moments a log differs that is not as its last sum says."""
     size, last = path.stat().st_size, marks[-1]
     if size < last.found.bytes:
-        return f"{path} has {size:,} bytes; {last.found.bytes:,} were written when {last.when}{_OWN_CHANGE}"
+        return f"{path} has {size:,} bytes; {last.found.bytes:,} were written when {last.when}"
     first = next((index for index in range(len(marks) - 1, 0, -1) if _begins_anew(marks, index)), 0)
     index = max((index + 1 for index, same in enumerate(is_same) if same), default=first)
     index = max(index, first)
     before, start = (marks[index - 1].when, marks[index - 1].found.bytes) if index > first else ("it began", 0)
     return (
         f"{path} has changed since it was written: between its bytes {start:,} and {marks[index].found.bytes:,}, of "
-        f"the time from when {before} until {marks[index].when}{_OWN_CHANGE}"
+        f"the time from when {before} until {marks[index].when}"
     )
 
 

@@ -32,7 +32,7 @@ from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, res
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, write_run_files
 from gptjax.runs.run_lock import run_lock
-from gptjax.runs.run_sums import list_logs, seal_run
+from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
 from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
@@ -196,6 +196,8 @@ class _Run:
             state = state or startup.initialize_state(config, mesh, modules=self.modules)
         start = int(state.step)
         if jax.process_index() == 0:
+            if rollback_record is None:
+                warn_of_changed_logs(config.directory)
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
         if rollback_record is None:
             report.describe_run(config, mesh, batches, self.evaluators, start=start)

@@ -1,6 +1,7 @@
 """Messages out of JSON, under the names that OpenAI, ShareGPT and others use, and what is refused."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from gptjax.tokenization.chat_template import ROLES, Message
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}
 """Names of roles in public sets, and those here."""
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "sender", "type"), ("content", "value", "text", "parts")
+ROLE_KEYS, CONTENT_KEYS = (
+    ("role", "from", "speaker", "sender", "type"),
+    ("content", "value", "text", "parts", "utterance"),
+)
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 TOOLS = "skipped: tools are called, for which the chat template has no place"
 OTHER_PARTS = "skipped: images or other parts are no text"
@@ -64,12 +68,25 @@ def _read_message(item: Any, *, where: str) -> Message:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
     if name is None:
-        raise InvalidRecord(f"{where}: its role is {quote(repr(role), limit=80)}; wanted {', '.join(ROLES)}.", NO_ROLE)
+        wanted = f"wanted {', '.join(ROLES)}.{_suggest_names(role, known, is_first=where.endswith(' message 1'))}"
+        raise InvalidRecord(f"{where}: its role is {quote(repr(role), limit=80)}; {wanted}", NO_ROLE)
     if isinstance(content, list):
         content = join_parts(content)
     if not isinstance(content, str):
-        raise InvalidRecord(f"{where}: its content is {quote(repr(content), limit=80)}; wanted a string.", NO_TEXT)
+        wanted = f"wanted a string.{_suggest_names(None, known)}"
+        raise InvalidRecord(f"{where}: its content is {quote(repr(content), limit=80)}; {wanted}", NO_TEXT)
     return Message(name, check_utf8(content, where=where))
+
+
+def _suggest_names(role: Any, known: dict[str, Any], *, is_first: bool = False) -> str:
+    """What a message adds for a role, or a field of the content, under another name: how a file gets the names here."""
+    texts = [key for key, value in known.items() if isinstance(value, str) and key not in ROLE_KEYS]
+    edits = {role: "user" if is_first else "assistant"} if isinstance(role, str) else {}
+    edits |= {texts[0]: "content"} if len(texts) == 1 and known.keys().isdisjoint(CONTENT_KEYS) else {}
+    if not edits or not all(re.fullmatch(r"[\w -]{1,40}", name) for name in edits):
+        return ""
+    script = "; ".join(f's/"{old}"/"{new}"/g' for old, new in edits.items())
+    return f" Such names are replaced by sed -i '{script}' FILE"
 
 
 def has_reasoning(item: Any) -> bool:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.file_sums import check_listed_files
 from gptjax.core.files import expand_path
 from gptjax.core.garbage import pause_garbage_collection
 from gptjax.process.console import print_once
@@ -80,7 +81,11 @@ def _load(name: str) -> Tokenizer:
 
 
 def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenizer:
-    """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents."""
+    """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents.
+
+    Raises a `UserError` if one of them has changed since gptjax wrote it.
+    """
+    check_listed_files(directory, SAVED_FILES)
     found: Tokenizer
     template = read_chat_template(directory)
     if isinstance(file, LibraryFile):

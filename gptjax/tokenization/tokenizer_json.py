@@ -115,6 +115,8 @@ def find_tokenizer_directory(name: str) -> Path | None:
 def explain_missing(name: str) -> str:
     """What to say of a name under which there is no tokenizer."""
     kind, _, size = name.partition(":")
+    if named := re.fullmatch(r"bpe[-_= ]?(\d+)", name, re.IGNORECASE):
+        return f"tokenizer {name!r}: no such file. Write bpe:{named[1]}, which prepare and prepare_chat learn."
     if kind == "bpe" and not size.isdecimal():
         return f"tokenizer {name!r}: wanted bpe:SIZE, such as bpe:1024, which prepare and prepare_chat learn."
     if name == "chars" or name.startswith("bpe:"):

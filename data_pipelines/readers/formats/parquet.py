@@ -113,7 +113,7 @@ def check_column(path: Path, column: str, schema: Any) -> None:
     texts = [name for field in schema for name, inner in _iter_leaves(field.name, field.type) if _is_text(inner)]
     if not texts and kind is None:
         advice = suggest_for_tokens(schema.names) or suggest_command(schema.names)
-        raise UserError(f"{path}: holds no text. It has {quote(list_fields(schema.names))}.{advice}")
+        raise UserError(f"{path}: holds no text. It has {quote(list_fields(schema.names)) or 'no columns'}.{advice}")
     names = f"Text is in {quote(list_fields(texts))} (--text-field chooses one)" if texts else "No other holds text"
     found = f"the column {column!r} holds {quote(str(kind), limit=80)}, wanted strings or lists of strings"
     what = f"wanted one column {column!r}" if kind is None else found

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,20 @@ def _suggest_header(path: Path, names: Mapping[str, Any]) -> str:
     cells = _unquote(first, mark, has_blanks=has_blanks) or [*names]  # with the empty ones, which have no name
     longest = max(range(len(cells)), key=lambda number: (len(cells[number]), number))
     header = ["text" if number == longest else f"column{number + 1}" for number in range(len(cells))]
-    edit = f"sed -i '{line}i {(mark + ' ' * has_blanks).join(header)}'".replace("\t", "\\t")
-    return f" If that line is data, write names above it: {write_edit(edit, path)}"
+    edit = _write_header(path, header, mark=mark, line=line, has_blanks=has_blanks)
+    return f" If that line is data, write names above it: {edit}"
+
+
+def write_header(path: Path, names: Sequence[str]) -> str:
+    """The line for a shell that writes names above a table without them."""
+    with open_file(path) as file:
+        mark, start, line = _find_mark(file, path)
+    return _write_header(path, names, mark=mark, line=line, has_blanks=_has_blanks(_decode_line(start), mark))
+
+
+def _write_header(path: Path, names: Sequence[str], *, mark: str, line: int, has_blanks: bool) -> str:
+    edit = f"sed -i '{line}i {(mark + ' ' * has_blanks).join(names)}'".replace("\t", "\\t")
+    return write_edit(edit, path)
 
 
 def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:

@@ -1,0 +1,228 @@
+"""Pairs of public sets, whose better answer is said beside the answers, and what belongs to the prompt of any pair."""
+
+import pytest
+
+from data_pipelines.conversations.chat_formats import parse_conversation
+from data_pipelines.conversations.preference_formats import OTHER_CONTENT, OTHER_SYSTEM, parse_pair, read_pair
+from gptjax.tokenization.messages import InvalidRecord, UselessRecord
+
+PAIRS = {
+    "nectar": (
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
+            "answers": [
+                {"answer": "bad", "rank": 3.0},
+                {"answer": "best", "rank": 1.0},
+                {"answer": "mid", "rank": 2.0},
+            ],
+        },
+        ([("user", "Hi?")], [("assistant", "best")], [("assistant", "bad")]),
+    ),
+    "arena55k": (
+        {
+            "prompt": '["q1","q2"]',
+            "response_a": '["a1","a2"]',
+            "response_b": '["b1","b2"]',
+            "winner_model_a": 0,
+            "winner_model_b": 1,
+        },
+        (
+            [("user", "q1")],
+            [("assistant", "b1"), ("user", "q2"), ("assistant", "b2")],
+            [("assistant", "a1"), ("user", "q2"), ("assistant", "a2")],
+        ),
+    ),
+    "ultrafeedback": (
+        {
+            "instruction": "I",
+            "completions": [
+                {"model": "a", "response": "A", "overall_score": 7.5, "annotations": {}},
+                {"model": "b", "response": "B", "overall_score": 3.0},
+            ],
+        },
+        ([("user", "I")], [("assistant", "A")], [("assistant", "B")]),
+    ),
+    "helpsteer2p": ({"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": -2}, ("P", "A", "B")),
+    "helpsteer3": (
+        {"context": [{"role": "user", "content": "P"}], "response1": "A", "response2": "B", "overall_preference": 2},
+        ([("user", "P")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+    "distil_orca": (
+        {"system": "S", "input": "Q", "chosen": "A", "rejected": "B", "generations": ["A", "B"], "rating": [9.0, 3.0]},
+        ("S\n\nQ", "A", "B"),
+    ),
+    "distilabel_uf": (
+        {"instruction": "I", "generations": ["A", "B"], "ratings": [2, 5]},
+        ([("user", "I")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+    "summarize": (
+        {
+            "info": {"id": "i", "post": "Long post", "title": "T", "subreddit": "s"},
+            "summaries": [{"text": "A", "policy": "p", "note": None}, {"text": "B", "policy": "q", "note": None}],
+            "choice": 1,
+        },
+        ("SUBREDDIT: r/s\n\nTITLE: T\n\nPOST: Long post", "B", "A"),
+    ),
+    "webgpt": (
+        {
+            "question": {"dataset": "d", "id": "i", "full_text": "Q?"},
+            "answer_0": "A",
+            "answer_1": "B",
+            "score_0": -0.5,
+            "score_1": 0.5,
+        },
+        ("Q?", "B", "A"),
+    ),
+}
+PAIRS |= {
+    "summarize_article": (
+        {"info": {"article": "Text", "title": None}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 0},
+        ("Text", "A", "B"),
+    ),
+    "helpsteer2p_turns": (
+        PAIRS["helpsteer2p"][0]
+        | {"prompt": "P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR", "system_prompt": "S", "context": "C"},
+        (
+            [("system", "S"), ("user", "P"), ("assistant", "Q"), ("user", "R\n\nC")],
+            [("assistant", "A")],
+            [("assistant", "B")],
+        ),
+    ),
+    "chosen_first": (PAIRS["helpsteer2p"][0] | {"chosen": "C", "rejected": "R"}, ("P", "C", "R")),
+    "label_first": (
+        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "chosen": "C", "rejected": "R"},
+        ("P", "B", "A"),
+    ),
+    "helpsteer2p_system": (PAIRS["helpsteer2p"][0] | {"system_prompt": "S"}, ("S\n\nP", "A", "B")),
+    "helpsteer3_system": (
+        PAIRS["helpsteer3"][0] | {"system": "S"},
+        ([("system", "S"), ("user", "P")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+    "arena55k_system": (
+        PAIRS["arena55k"][0] | {"system": "S"},
+        ([("system", "S"), ("user", "q1")], *PAIRS["arena55k"][1][1:]),
+    ),
+    "safe_rlhf_system": (
+        {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "system": "S"},
+        ("S\n\nP", "B", "A"),
+    ),
+    "ultrafeedback_null": (
+        {
+            "instruction": "I",
+            "completions": [
+                {"response": "A", "overall_score": None, "score": 2},
+                {"response": "B", "overall_score": None, "score": 3},
+            ],
+        },
+        ([("user", "I")], [("assistant", "B")], [("assistant", "A")]),
+    ),
+}
+"""(record, (prompt, chosen, rejected))."""
+ASKED = [("user", "P"), ("assistant", "Q"), ("user", "R")]
+MARKED = "P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR"
+DIALOGUE = "\n\nHuman: P\n\nAssistant: Q\n\nHuman: R\n\nAssistant:"
+EARLIER = {"history": [["P", "Q"]], "instruction": "R"}
+ANSWERS = {"chosen": "A", "rejected": "B"}
+HUMAN = "\n\nHuman: R\n\nAssistant: "
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+LISTS = {
+    side: [message("user", "R"), message("assistant", text)] for side, text in (("chosen", "A"), ("rejected", "B"))
+}
+
+
+def show(part):
+    return [(item.role, item.content) for item in part] if isinstance(part, list) else part
+
+
+@pytest.mark.parametrize(("record", "wanted"), PAIRS.values(), ids=PAIRS)
+def test_a_pair_of_a_public_set_is_read(record, wanted):
+    assert tuple(map(show, parse_pair(record, where="x:1"))) == wanted
+
+
+@pytest.mark.parametrize(
+    "asked", [{"prompt": MARKED}, {"prompt": DIALOGUE}, EARLIER, {"prompt": [message(*turn) for turn in ASKED]}]
+)
+@pytest.mark.parametrize("answers", [(" A", "B"), ([message("assistant", "A")], [message("assistant", "B")])])
+def test_turns_before_a_question_are_no_letters_of_it(asked, answers):
+    record = asked | dict(zip(("chosen", "rejected"), answers, strict=True))
+    assert tuple(map(show, parse_pair(record, where="x:1"))) == (ASKED, [("assistant", "A")], [("assistant", "B")])
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        (LISTS, [("system", "S"), ("user", "R")]),
+        ({"chosen": f"{HUMAN}A", "rejected": f"{HUMAN}B"}, [("system", "S"), ("user", "R")]),
+        ({"chosen": "Say it A", "rejected": "Say it B"}, "S\n\nSay"),
+        ({"prompt": "R", "chosen": "A", "rejected": "B"}, "S\n\nR"),
+        ({"prompt": "R", **LISTS}, [("system", "S"), ("user", "R")]),
+        (EARLIER | {"chosen": "A", "rejected": "B"}, [("system", "S"), *ASKED]),
+    ],
+)
+def test_a_text_of_the_system_is_part_of_every_form(record, prompt):
+    pair, left_out = read_pair(record | {"system": "S"}, where="x:1")
+    assert (show(pair.prompt), left_out) == (prompt, ())
+
+
+@pytest.mark.parametrize(
+    ("record", "left_out"),
+    [
+        ({"prompt": [message("system", "T"), message("user", "R")], "system": "S", **ANSWERS}, (OTHER_SYSTEM,)),
+        ({side: [message("system", "T"), *turns] for side, turns in LISTS.items()} | {"system": "S"}, (OTHER_SYSTEM,)),
+        ({"system": "S", "system_prompt": "T", **LISTS}, (OTHER_SYSTEM,)),
+        ({"prompt": "another question", **LISTS}, (OTHER_CONTENT,)),
+        ({"prompt": [message("user", "R")], "context": "C", **LISTS}, (OTHER_CONTENT,)),
+        ({"prompt": "R", "prompt_id": "7", **LISTS}, ()),
+    ],
+)
+def test_what_no_part_of_a_pair_holds_is_told(record, left_out):
+    assert read_pair(record, where="x:1")[1] == left_out
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers", "counts"),
+    [
+        ('["q1", "q2"]', '["a1"]', "2 questions and 1 answer"),
+        ('["q1"]', '["a1", "a2"]', "1 question and 2 answers"),
+        (["q1", "q2"], ["a1", "a2", "a3"], "2 questions and 3 answers"),
+    ],
+)
+def test_questions_without_an_answer_of_their_own_are_told(prompt, answers, counts):
+    record = PAIRS["arena55k"][0] | {"prompt": prompt, "response_a": answers}
+    with pytest.raises(InvalidRecord, match=counts):
+        parse_pair(record, where="x:1")
+
+
+def test_a_missing_answer_of_the_arena_is_no_text():
+    record = PAIRS["arena55k"][0] | {"prompt": '["q1"]', "response_a": "[null]", "response_b": '["b1"]'}
+    with pytest.raises(InvalidRecord, match="its content is None"):
+        parse_pair(record, where="x:1")
+
+
+@pytest.mark.parametrize(("label", "better"), [("A", "x"), ("b", "y"), ("response_a", "x"), ("model_b", "y")])
+@pytest.mark.parametrize("field", ["preferred", "preference", "winner"])
+def test_a_letter_says_which_answer_is_better(field, label, better):
+    record = {"prompt": "P", "response_a": "x", "response_b": "y", field: label}
+    assert parse_pair(record, where="x:1").chosen == better
+    with pytest.raises(UselessRecord, match="neither answer is better"):
+        parse_pair(record | {field: "tie"}, where="x:1")
+
+
+@pytest.mark.parametrize("numbers", ["scores", "ratings", "rewards"])
+def test_of_several_responses_the_best_and_the_worst_make_a_pair(numbers):
+    record = {"prompt": "P", "responses": ["x", "y", "z"], numbers: [0.5, 0.9, 0.1]}
+    pair = parse_pair(record, where="x:1")
+    assert [show(part) for part in pair] == [[("user", "P")], [("assistant", "y")], [("assistant", "z")]]
+    assert parse_conversation(record, where="x:1").messages[-1].content == "y"
+
+
+@pytest.mark.parametrize("strength", [0, None, "better", float("nan"), 10**400])
+def test_preferences_that_prefer_nothing_are_left_out(strength):
+    record = {"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": strength}
+    with pytest.raises(UselessRecord, match="neither answer is better"):
+        parse_pair(record, where="x:1")
