@@ -77,6 +77,14 @@ def test_common_examples_outweigh_a_longer_question() -> None:
     assert len(plan_groups(windows, max_members=4)) >= 3
 
 
+def test_a_beginning_that_saves_little_makes_no_group() -> None:
+    begin, draw = np.arange(10), np.random.RandomState(0)
+    windows = [EvalWindow(np.concatenate([begin, draw.randint(0, 50, n)]).astype(np.int32), 2) for n in (12, 60, 61)]
+    assert [group.members for group in plan_groups(windows[1:], max_members=64)] == [[0], [1]]
+    [group] = plan_groups([windows[0]] * 2, max_members=64)
+    assert (group.prefix, group.members) == (19, [0, 1])
+
+
 def test_batches_hold_every_group_once_and_are_bounded() -> None:
     windows = make_choices(np.random.RandomState(2), items=9)
     groups = [group for group in plan_groups(windows, max_members=8) if len(group.members) > 1]

@@ -15,9 +15,10 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.evaluation import texts
+from gptjax.evaluation.batch_shapes import round_up_length
 from gptjax.evaluation.figures import DocumentSums, compute_figures
 from gptjax.evaluation.protocols import PRESETS, EvalProtocol, find_protocol, place_windows
-from gptjax.evaluation.scoring import ScoringOptions, round_up_length, score_windows
+from gptjax.evaluation.scoring import ScoringOptions, score_windows
 from gptjax.evaluation.texts import Text, encode_text, read_documents, score_text
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig

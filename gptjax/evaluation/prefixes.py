@@ -15,14 +15,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from gptjax.evaluation.batch_shapes import Shape, count_head_tokens, plan_shapes, round_up, round_up_length
 from gptjax.evaluation.scoring import (
     DEFAULTS,
     ScoringOptions,
     TokenScores,
     check_windows,
     find_places,
-    round_up,
-    round_up_length,
+    round_up_places,
     score_hidden,
     score_windows,
     without_document_mask,
@@ -40,6 +40,8 @@ from gptjax.sharding.compilation import jit_for_few_calls
 
 MIN_PREFIX = 8
 """Shorter prefixes are not worth a group."""
+MIN_SAVED = 0.2
+"""Share of its tokens that a group has to save."""
 ROWS_PER_BATCH = 4
 """Rows of a batch of groups, in batches of whole windows: what follows a prefix is short."""
 MAX_SCORES = 1 << 22
@@ -71,8 +73,9 @@ def score_with_shared_prefixes(
     scores: dict[int, TokenScores] = dict(
         zip(alone, score_windows(model, [windows[i] for i in alone], options=options), strict=True)
     )
-    for batch in plan_batches([g for g in groups if len(g.members) > 1], windows, options=options):
-        scores |= _score_groups(model, batch, windows)
+    batches = plan_batches([g for g in groups if len(g.members) > 1], windows, options=options)
+    for batch, shape in zip(batches, _plan_batch_shapes(model, batches, windows), strict=True):
+        scores |= _score_groups(model, batch, windows, shape)
     return [scores[i] for i in range(len(windows))]
 
 
@@ -90,7 +93,15 @@ def plan_groups(windows: Sequence[EvalWindow], *, max_members: int) -> list[Pref
                 groups[-1] = PrefixGroup(shared, [*last.members, i])
                 continue
         groups.append(PrefixGroup(free, [i]))
-    return groups
+    return [kept for group in groups for kept in _keep_or_dissolve(group, windows)]
+
+
+def _keep_or_dissolve(group: PrefixGroup, windows: Sequence[EvalWindow]) -> list[PrefixGroup]:
+    """The group; or each of its windows alone, where it saves so little that programs of its own do not pay."""
+    saved, tokens = group.prefix * (len(group.members) - 1), sum(len(windows[i].inputs) for i in group.members)
+    if saved >= MIN_SAVED * tokens:
+        return [group]
+    return [PrefixGroup(len(windows[i].inputs) - windows[i].scored, [i]) for i in group.members]
 
 
 def count_shared(left: np.ndarray, right: np.ndarray) -> int:
@@ -118,23 +129,44 @@ def plan_batches(
     return batches
 
 
-def _score_groups(model: GPT, groups: Sequence[PrefixGroup], windows: Sequence[EvalWindow]) -> dict[int, TokenScores]:
+def _plan_batch_shapes(
+    model: GPT, batches: Sequence[Sequence[PrefixGroup]], windows: Sequence[EvalWindow]
+) -> list[Shape]:
+    """The shape of each batch: prefixes, tokens of a prefix, rows of tails, tokens of a tail, scored places."""
+    limit, head = model.config.context_length, count_head_tokens(model)
+
+    def measure(groups: Sequence[PrefixGroup]) -> Shape:
+        rows = round_up(sum(len(group.members) for group in groups), least=4)
+        tail = max(len(windows[i].inputs) - group.prefix for group in groups for i in group.members)
+        prefix = round_up_length(max(group.prefix for group in groups), limit)
+        places = round_up_places(sum(windows[i].scored for group in groups for i in group.members))
+        return round_up(len(groups)), prefix, rows, min(limit, round_up(tail, least=4)), places
+
+    def count_tokens(shape: Shape) -> float:
+        count, prefix, rows, tail, places = shape
+        excess = max(0, rows * tail * (prefix + tail) - 2 * MAX_SCORES)  # of memory: no shared shape is worth it
+        return count * prefix + rows * tail + places * head + 1e6 * excess
+
+    return plan_shapes(model, [measure(batch) for batch in batches], count_tokens=count_tokens)
+
+
+def _score_groups(
+    model: GPT, groups: Sequence[PrefixGroup], windows: Sequence[EvalWindow], shape: Shape
+) -> dict[int, TokenScores]:
     """The scores of all members, by their number."""
-    limit = model.config.context_length
+    count, prefix, rows, length, size = shape
     members = [i for group in groups for i in group.members]
     owner = np.repeat(np.arange(len(groups)), [len(group.members) for group in groups])
     starts = np.array([groups[g].prefix for g in owner.tolist()])
     tails = [EvalWindow(windows[i].tokens[start:], windows[i].scored) for i, start in zip(members, starts, strict=True)]
-    length = min(limit, round_up(max(len(tail.inputs) for tail in tails), least=4))
-    rows, count = round_up(len(members), least=4), round_up(len(groups), least=1)
-    prefixes = np.zeros((count, round_up_length(max(group.prefix for group in groups), limit)), np.int32)
+    prefixes = np.zeros((count, prefix), np.int32)
     for row, group in enumerate(groups):
         prefixes[row, : group.prefix] = windows[group.members[0]].inputs[: group.prefix]
     inputs, targets = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, tail in enumerate(tails):
         inputs[row, : len(tail.inputs)], targets[row, : len(tail.inputs)] = tail.inputs, tail.tokens[1:]
     fill = lambda x: np.concatenate([x, np.zeros(rows - len(x), x.dtype)]).astype(np.int32)
-    places = find_places(tails)
+    places = find_places(tails, size)
     found = score_tails(model, prefixes, Tails(inputs, fill(owner), fill(starts)), places, targets[places])
     log_probabilities, greedy = np.asarray(found[0]), np.asarray(found[1])
     ends = np.cumsum([tail.scored for tail in tails])

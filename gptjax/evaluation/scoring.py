@@ -4,10 +4,8 @@ Only the hidden states of scored positions meet the output head. On one device n
 exists beyond a block of positions.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -18,22 +16,15 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from gptjax.core.errors import UserError
 from gptjax.data.row_readers import check_token_ids
+from gptjax.evaluation.batch_shapes import Shape, count_head_tokens, plan_shapes, round_up_length
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.gpt import GPT, DocumentIds, with_static, without_gradient
 from gptjax.sharding.axes import BT, BTD
 from gptjax.sharding.compilation import jit_for_few_calls
-from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import reshard
 
 HEAD_BLOCK = 512
 """Most positions whose logits exist at a time."""
-MIN_LENGTH = 16
-"""Rows are filled up to at least this many tokens."""
-COMPILATION_FLOPS = {"cpu": 1e11, "accelerator": 1e14}
-"""What a device computes in about the time in which a program is compiled.
-
-A CPU's follows from measurements (benchmarks/RESULTS.md). That of GPUs and TPUs is an estimate.
-"""
 
 
 class TokenScores(NamedTuple):
@@ -70,16 +61,15 @@ def score_windows(
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
     scores: list[TokenScores] = [TokenScores(np.zeros(0, np.float32), np.zeros(0, bool))] * len(windows)
     rows = model.mesh.round_up_rows(options.batch_size)
-    pending: list[tuple[list[int], tuple[Array, Array]]] = []
-    lengths = plan_lengths(model, [len(windows[i].inputs) for i in order[::rows]], rows=rows)
-    for start, length in zip(range(0, len(order), rows), lengths, strict=True):
-        chosen = order[start : start + rows]
-        batch = [windows[i] for i in chosen]
-        pending.append((chosen, _score_batch(model, batch, length=length, rows=rows, options=options)))
+    pending, done = list[tuple[list[int], tuple[Array, Array]]](), 0
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    for chosen, shape in zip(batches, _plan_batches(model, batches, windows, rows=rows), strict=True):
+        pending.append((chosen, _score_batch(model, [windows[i] for i in chosen], shape)))
         if len(pending) > 1:  # one batch is computed while the next is prepared
             _collect(pending.pop(0), windows, scores)
             if options.progress is not None:
-                options.progress(start)
+                options.progress(done)
+            done += len(chosen)
     for batch in pending:
         _collect(batch, windows, scores)
     return scores
@@ -99,47 +89,25 @@ def check_windows(model: GPT, windows: Sequence[EvalWindow]) -> None:
         check_token_ids(window.tokens, vocabulary, source="the text")
 
 
-def round_up_length(length: int, limit: int) -> int:
-    """A length of rows that holds `length` tokens: few programs serve all lengths, and little of a row is padding."""
-    return min(limit, round_up(length, least=MIN_LENGTH))
+def _plan_batches(
+    model: GPT, batches: Sequence[Sequence[int]], windows: Sequence[EvalWindow], *, rows: int
+) -> list[Shape]:
+    """The shape of each batch: rows, tokens of a row, scored places."""
+    limit, mesh, head = model.config.context_length, model.mesh, count_head_tokens(model)
+
+    def measure(batch: Sequence[int]) -> Shape:
+        held = rows if len(batch) > rows // 2 else mesh.round_up_rows(1 << (len(batch) - 1).bit_length())
+        length = max(len(windows[i].inputs) for i in batch)
+        places = 0 if mesh.is_sharded else round_up_places(sum(windows[i].scored for i in batch))
+        return held, round_up_length(length, limit), places
+
+    shapes = [measure(batch) for batch in batches]
+    return plan_shapes(model, shapes, count_tokens=lambda shape: shape[0] * shape[1] + shape[2] * head)
 
 
-def round_up(number: int, *, least: int = 1) -> int:
-    """The next multiple of a quarter of its power of two, and at least `least`."""
-    step = max(1, 1 << max(0, (number - 1).bit_length() - 3))
-    return max(least, -(-number // step) * step)
-
-
-def plan_lengths(model: GPT, longest: Sequence[int], *, rows: int) -> list[int]:
-    """The length of the rows of each batch, whose longest windows are given, the longest first.
-
-    Every length is a program. Batches share the longer one where a program more would cost more than padding.
-    """
-    limit = model.config.context_length
-    batches = Counter(round_up_length(length, limit) for length in longest)
-    compilation = COMPILATION_FLOPS["cpu" if target_device().platform == "cpu" else "accelerator"]
-    program = compilation / (2 * sum(leaf.size for leaf in jax.tree.leaves(model.blocks)) * rows)
-    kinds = list(batches)
-
-    @cache
-    def plan(first: int) -> tuple[float, tuple[int, ...]]:
-        """The least cost in tokens of a row, from this kind of batches on, and the length of each kind."""
-        plans: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] if first == len(kinds) else []
-        for end in range(first + 1, len(kinds) + 1):
-            cost, rest = plan(end)
-            cost += program + kinds[first] * sum(batches[kind] for kind in kinds[first:end])
-            plans.append((cost, (kinds[first],) * (end - first) + rest))
-        return min(plans)
-
-    found = dict(zip(kinds, plan(0)[1], strict=True))
-    return [found[round_up_length(length, limit)] for length in longest]
-
-
-def _score_batch(
-    model: GPT, windows: Sequence[EvalWindow], *, length: int, rows: int, options: ScoringOptions
-) -> tuple[Array, Array]:
+def _score_batch(model: GPT, windows: Sequence[EvalWindow], shape: Shape) -> tuple[Array, Array]:
     """Log-probabilities and greediness: of the scored tokens (M,) on one device, else of all positions (B, T)."""
-    rows = rows if len(windows) > rows // 2 else model.mesh.round_up_rows(1 << (len(windows) - 1).bit_length())
+    rows, length, size = shape
     inputs, targets = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, window in enumerate(windows):
         inputs[row, : len(window.inputs)] = window.inputs
@@ -147,7 +115,7 @@ def _score_batch(
     begins = _find_begins(windows, inputs.shape) if model.config.intra_document_mask else None
     if model.mesh.is_sharded:
         return score_all(model, inputs, targets, begins)
-    row, column = find_places(windows)
+    row, column = find_places(windows, size)
     return score_places(model, inputs, (row, column), targets[row, column], begins)
 
 
@@ -161,15 +129,17 @@ def _find_begins(windows: Sequence[EvalWindow], shape: tuple[int, ...]) -> Bool[
     return begins
 
 
-def find_places(windows: Sequence[EvalWindow]) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of each scored prediction, filled up with the first to one of few numbers."""
+def find_places(windows: Sequence[EvalWindow], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of each scored prediction, filled up with the first to `size`."""
     rows = np.repeat(np.arange(len(windows)), [window.scored for window in windows])
-    starts = [np.arange(len(w.inputs) - w.scored, len(w.inputs)) for w in windows]
-    columns = np.concatenate(starts)
-    count = len(rows)
-    size = max(8, 1 << max(0, count - 1).bit_length()) if count < HEAD_BLOCK else -(-count // HEAD_BLOCK) * HEAD_BLOCK
-    fill = lambda x: np.concatenate([x, np.zeros(size - count, x.dtype)]).astype(np.int32)
+    columns = np.concatenate([np.arange(len(w.inputs) - w.scored, len(w.inputs)) for w in windows])
+    fill = lambda x: np.concatenate([x, np.zeros(size - len(x), x.dtype)]).astype(np.int32)
     return fill(rows), fill(columns)
+
+
+def round_up_places(count: int) -> int:
+    """One of few numbers of scored positions that holds so many."""
+    return max(8, 1 << max(0, count - 1).bit_length()) if count < HEAD_BLOCK else -(-count // HEAD_BLOCK) * HEAD_BLOCK
 
 
 def _collect(
