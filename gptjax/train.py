@@ -15,7 +15,7 @@ from gptjax.core.diff import diff_configs
 from gptjax.core.environment import check_environment
 from gptjax.core.errors import exit_on_user_error
 from gptjax.process.console import print_once, safe_console
-from gptjax.process.early_exit import exit_early, leave_after_signal, remove_early_handler
+from gptjax.process.early_exit import exit_early, remove_early_handler, skip_python_end
 from gptjax.process.garbage_collection import postpone_garbage_collection
 from gptjax.process.restarts import LONG_PAUSE_SECONDS, PAUSE_SECONDS, follow_parent, is_supervised, run_with_restarts
 
@@ -82,5 +82,5 @@ def supervise(config: "TrainConfig", words: list[str], *, again: list[str]) -> i
 
 
 if __name__ == "__main__":
-    with leave_after_signal():
+    with skip_python_end():
         main()

@@ -28,9 +28,15 @@ with exit_on_user_error(), atomic_directory(Path(sys.argv[1])) as directory:
 
 STOPPED = """
 import atexit, sys
-from gptjax.process.early_exit import leave_after_signal
-atexit.register(lambda: print("Python's own end"))
-with leave_after_signal():
+from gptjax.process.early_exit import skip_python_end
+from gptjax.process.process_end import set_peers
+class Global:
+    def __del__(self):
+        print("Python's own end")
+kept = Global()
+atexit.register(lambda: print("waited for the others"))
+set_peers(object() if sys.argv[2] == "several" else None)
+with skip_python_end():
     print("saved")
     raise SystemExit(int(sys.argv[1]))
 """
@@ -72,7 +78,18 @@ def test_killed_export_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("status", "ends_at_once"), [(143, True), (75, True), (2, False)])
-def test_run_that_a_signal_has_stopped_ends_at_once(status: int, ends_at_once: bool):
-    child = subprocess.run([sys.executable, "-c", STOPPED, str(status)], capture_output=True, text=True, check=False)
-    assert (child.returncode, child.stdout) == (status, "saved\n" + "Python's own end\n" * (not ends_at_once))
+@pytest.mark.parametrize(
+    ("status", "processes", "said"),
+    [
+        (143, "one", []),
+        (75, "several", []),
+        (2, "one", ["waited for the others", "Python's own end"]),
+        (0, "one", ["waited for the others", "Python's own end"]),
+        (0, "several", ["waited for the others"]),
+    ],
+)
+def test_run_ends_where_its_threads_cannot_crash_it(status: int, processes: str, said: list[str]):
+    """At once after a signal; of several processes before Python stops threads that may be in a library."""
+    command = [sys.executable, "-c", STOPPED, str(status), processes]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout.splitlines()) == (status, ["saved", *said])

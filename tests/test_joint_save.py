@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import sys
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -63,5 +64,11 @@ def test_tracebacks_of_orbax_are_left_out_of_the_output():
     logger = logging.getLogger("asyncio")
     lost = "Task exception was never retrieved: coro=<write() at /lib/site-packages/orbax/checkpoint/a.py:1>"
     left = "Future exception was never retrieved: writing /runs/x/checkpoints/4.unfinished.orbax-checkpoint-tmp/model"
-    make = partial(logger.makeRecord, "asyncio", logging.ERROR, "base_events.py", 1, args=(), exc_info=None)
-    assert [bool(logger.filter(make(msg=text))) for text in (lost, left, "x")] == [False, False, True]
+    make = partial(logger.makeRecord, "asyncio", logging.ERROR, "base_events.py", 1, args=())
+    assert [bool(logger.filter(make(msg=text, exc_info=None))) for text in (lost, left, "x")] == [False, False, True]
+    for place, is_shown in (("/lib/orbax/checkpoint/path/async_path.py", False), ("/home/own.py", True)):
+        try:
+            exec(compile("raise OSError(28, 'No space left on device')", place, "exec"))
+        except OSError:
+            record = make(msg="Future exception was never retrieved", exc_info=sys.exc_info())
+        assert bool(logger.filter(record)) == is_shown

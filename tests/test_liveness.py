@@ -128,14 +128,32 @@ def test_of_two_processes_that_ended_the_silent_one_was_not_killed(monkeypatch: 
     assert status == 2
 
 
-@pytest.mark.parametrize(("abort", "status"), [("F1129 cuda.cc:7] no kernel", 1), ("F1129 x] UNAVAILABLE: lost", 75)])
-def test_abort_while_all_others_live_is_said(abort: str, status: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("abort", "moved", "rest", "status"),
+    [
+        ("F1129 cuda.cc:7] no kernel", 0.5, "", 1),
+        ("F1129 x] UNAVAILABLE: lost", 0.0, "\nResume with, on all: gptjax train x", 75),
+        (
+            "F1129 x] UNAVAILABLE: lost",
+            -86400.0,
+            "\nThe clock of this machine was set by -86,400 s, which JAX does not stand."
+            "\nResume with, on all: gptjax train x",
+            75,
+        ),
+    ],
+)
+def test_abort_while_all_others_live_is_said(
+    abort: str, moved: float, rest: str, status: int, monkeypatch: pytest.MonkeyPatch
+):
+    clock = iter([7.0, 7.0 + moved])
+    monkeypatch.setattr(liveness, "measure_clock", lambda: next(clock))
     beats = iter(range(1000))
     store = Store({})
     alive = store.key_value_dir_get
     beat_too = lambda key: [*alive(key), (f"{ROOT}/beat/1", str(next(beats)))]
     monkeypatch.setattr(store, "key_value_dir_get", beat_too)
-    assert watch(store, monkeypatch, abort=abort) == [(f"a library aborts process 0 of 3 on node0: {abort}", status)]
+    said = f"a library aborts process 0 of 3 on node0: {abort}{rest}"
+    assert watch(store, monkeypatch, abort=abort) == [(said, status)]
 
 
 MEMBER = """

@@ -102,7 +102,11 @@ def test_describe_run_notes_conversations_read_as_text(
     documents = draw_documents(60, seed=1)
     shards = write_documents(tmp_path / "chats", {"train": documents, "val": documents[:8]})
     describe(replace(config, data=TokenShards(path=str(shards)), evaluators=()))
-    assert "note: the data holds conversations, and all of their tokens are learned" in capsys.readouterr().out
+    note = "note: the data holds conversations, of which the answers alone are learned, but rows cut them"
+    assert note in capsys.readouterr().out
+    data, model = TokenShards(path=str(shards), packing="best_fit_truncate"), config.model
+    describe(replace(config, data=data, model=replace(model, intra_document_mask=True), evaluators=()))
+    assert note not in capsys.readouterr().out
 
 
 def write_metrics(config: TrainConfig) -> None:

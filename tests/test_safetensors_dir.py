@@ -10,7 +10,7 @@ from hf_models import Tensors, are_identical
 from safetensors.numpy import load_file
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.safetensors_dir import open_tensors, read_json, write_json, write_tensors
+from gptjax.huggingface.safetensors_dir import open_tensors, read_json, write_json, write_safetensors, write_tensors
 
 TENSORS = {f"weight_{i}": np.full((i + 1, 100), i, np.float32) for i in range(6)}
 
@@ -29,6 +29,18 @@ def test_one_file_is_written_and_read(tmp_path: Path):
     files = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
     assert sorted(files) == ["config.json", "model.safetensors"]
     assert files["model.safetensors"] == files["config.json"], "permissions are the usual ones"
+
+
+def test_arrays_are_written_whatever_their_order_in_memory(tmp_path: Path):
+    table = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    given = {
+        "transposed": table.T,
+        "column": table[:, :, 1],
+        "Fortran": np.asfortranarray(table),
+        "scalar": np.array(1.0),
+    }
+    write_safetensors(tmp_path / "x.safetensors", given)
+    assert are_identical(load_file(tmp_path / "x.safetensors"), given)
 
 
 def test_several_files_are_written_and_read(tmp_path: Path):

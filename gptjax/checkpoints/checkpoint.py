@@ -4,6 +4,7 @@ Orbax writes in the background. A kill or a power cut at any moment leaves compl
 one that is being written. `gptjax.checkpoints.checkpoint_format` describes what is on disk.
 """
 
+import errno
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from gptjax.checkpoints.checkpoint_format import (
     OPTIMIZER,
     NamedArrays,
     check_path,
+    describe_cause,
     find_best_step,
     flatten_by_name,
     has_item,
@@ -284,15 +286,19 @@ def restore_model(directory: Path, abstract_model: "gpt.GPT", *, step: int, item
 
 
 def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[str, Any]) -> None:
-    """Write a checkpoint with weights only. Returns when it is on disk."""
+    """Write a checkpoint with weights only. Returns when it is on disk. Raises an OSError if it cannot be written."""
     check_path(directory)
     args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
     path = Path(directory).absolute() / str(step)
-    with report_write_errors(directory), closing(JointCheckpointer()) as checkpointer:
-        make_directories(path.parent)
-        unfinished = path.with_name(path.name + UNFINISHED)
-        checkpointer.save(unfinished, args, name=f"save {path}")
-        checkpointer.finish(lambda: commit_checkpoint(unfinished, path))
+    make_directories(path.parent)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with closing(JointCheckpointer()) as checkpointer:
+        try:
+            checkpointer.save(unfinished, args, name=f"save {path}")
+            checkpointer.finish(lambda: commit_checkpoint(unfinished, path))
+        except (OSError, ValueError) as error:
+            checkpointer.settle()
+            raise OSError(errno.EIO, describe_cause(error)) from error
 
 
 def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:

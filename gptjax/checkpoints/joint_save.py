@@ -6,6 +6,7 @@ save has stages. A process that fails says so at the next stage, and all others 
 
 import errno
 import logging
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -138,7 +139,11 @@ def _make_registry(await_directories: Callable[[], None]) -> Any:
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     """A filter of logs. Orbax logs a traceback in each thread that fails, and asyncio one for each array; `finish`
-    raises the same error. asyncio's name the temporary directory that Orbax writes to, or its source."""
+    raises the same error. asyncio's name the temporary directory that Orbax writes to or its source, or only their
+    traceback leads there."""
     text = record.getMessage()
-    is_of_orbax = "orbax" in Path(record.pathname).parts or "/orbax/" in text or ".orbax-checkpoint-tmp" in text
+    frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else ()
+    places = [record.pathname, *(frame.filename for frame in frames)]
+    is_of_orbax = any("orbax" in Path(place).parts for place in places)
+    is_of_orbax |= "/orbax/" in text or ".orbax-checkpoint-tmp" in text
     return not is_of_orbax or shows_tracebacks()

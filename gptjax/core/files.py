@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -200,7 +201,11 @@ def _rename_at_end(output: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and output.parent not in Path(os.fspath(error.filename)).absolute().parents:
             raise UserError(f"{quote(os.fspath(error.filename))} cannot be read: {error.strerror}.") from error
-        raise UserError(f"--output={output} cannot be written: {error.strerror or error}.") from error
+        # NumPy says how much of an array it has written, and not why no more.
+        reason = error.strerror or f"{error} (is the disk full?)"
+        raise UserError(
+            f"--output={output} cannot be written: {reason}. Choose another path, or free space."
+        ) from error
     finally:
         _remove(temporary)
 
@@ -214,12 +219,17 @@ def _remove_abandoned(output: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a directory as far as that is possible."""
-    if path.is_dir():
+    """Remove a file or a directory as far as that is possible.
+
+    Threads of a library that has failed may still write into a directory, so it is tried again.
+    """
+    for seconds in (0.0, 0.1, 0.5, 2.0):
+        time.sleep(seconds)
+        if not path.is_dir():
+            break
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

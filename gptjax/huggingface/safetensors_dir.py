@@ -172,16 +172,16 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
         # safetensors creates files that only their owner may read. `touch` gives the usual permissions.
         (directory / file).touch()
         mode = (directory / file).stat().st_mode
-        # safetensors 0.8.0 writes arrays with another order of axes in memory wrongly, without a word.
-        contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in shard.items()}
-        write_safetensors(directory / file, contiguous, metadata={"format": "pt"})
+        write_safetensors(directory / file, shard, metadata={"format": "pt"})
         (directory / file).chmod(mode)
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *, metadata: dict[str, str] | None = None) -> None:
     """Write one file. What the system refuses is an OSError, which safetensors hides in an error of its own."""
+    # safetensors 0.8.0 writes arrays with another order of axes in memory wrongly, without a word.
+    contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
     try:
-        save_file(tensors, path, metadata=metadata)
+        save_file(contiguous, path, metadata=metadata)
     except SafetensorError as error:
         if (found := re.search(r"os error (\d+)", str(error))) is None:
             raise

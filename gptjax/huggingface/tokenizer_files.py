@@ -56,6 +56,7 @@ def make_generation_config(
     if end_of_text is None:
         return content
     template = tokenizer.chat_template if tokenizer else None
-    ends = [tokenizer.specials[template.assistant.end], end_of_text] if tokenizer and template else end_of_text
+    end_of_turn = tokenizer.specials[template.assistant.end] if tokenizer and template else end_of_text
+    ends = end_of_text if end_of_turn == end_of_text else [end_of_turn, end_of_text]
     begin = end_of_text if tokenizer is None or tokenizer.begin_of_text_name is None else tokenizer.begin_of_text
     return content | {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": end_of_text}

@@ -44,6 +44,8 @@ _EXPLANATIONS = (
 )
 
 
+_WRONG_VALUES = ("for JAX flag", "default_device must be")
+"""What JAX says of a variable."""
 _OF_JAX = (RuntimeError, ValueError)
 """JaxRuntimeError is the first, as are the errors of a backend's start. A collective operation may raise the second."""
 _NO_MEMORY_TO_LOAD = ("failed to map segment", "annot allocate memory")
@@ -64,7 +66,7 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
     places = traceback.extract_tb(error.__traceback__)
     if isinstance(error, AssertionError) and places and places[-1].filename.endswith("xla_bridge.py"):
         return _EXPLANATIONS[1][1]  # jax 0.10.2 asserts that it has found a backend
-    if isinstance(error, ValueError) and "for JAX flag" in str(error):
+    if isinstance(error, ValueError) and any(sign in str(error) for sign in _WRONG_VALUES):
         return (
             f"an environment variable of JAX (JAX_…) has a value that it does not take. Correct or unset it. ({error})"
         )

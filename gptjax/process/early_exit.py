@@ -3,6 +3,7 @@
 Training has handlers of its own as soon as it is set up (`gptjax.supervision.signals`).
 """
 
+import atexit
 import contextlib
 import functools
 import os
@@ -119,16 +120,24 @@ def _listen(reader: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def leave_after_signal() -> Iterator[None]:
-    """Turn the exit status of a run that a signal has stopped into an immediate end; everything is saved and closed.
+def skip_python_end() -> Iterator[None]:
+    """End the process of a run where it exits, if Python's own end may crash among threads. All is saved and closed.
 
-    A signal can leave a compilation half way. Python's own end would wait for its threads, and may crash among them.
+    A signal can leave a compilation half way, whose threads Python would wait for. A thread of one of several processes
+    may be in a call of JAX's store, where Python's way to stop it aborts the process.
     """
     try:
         yield
     except SystemExit as end:
-        if not isinstance(end.code, int) or (end.code != REQUEUE_STATUS and end.code <= SIGNALLED_STATUS):
+        if not isinstance(end.code, int):
             raise
+        if end.code != REQUEUE_STATUS and end.code <= SIGNALLED_STATUS:
+            from gptjax.process.process_end import has_peers  # this module is imported before all others
+
+            if not has_peers():
+                raise
+            with contextlib.suppress(Exception):
+                atexit._run_exitfuncs()  # JAX waits for the others
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()

@@ -64,7 +64,7 @@ def describe_run(
         print_once(
             f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
         )
-    print_once(*_describe_unmasked(config), *_describe_unevaluated(config))
+    print_once(*_describe_cut_chats(config), *_describe_unevaluated(config))
     if config.steps > max(1, start) and _is_rising(config):
         print_once(
             f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its "
@@ -84,15 +84,19 @@ def _describe_adapters(config: TrainConfig) -> list[str]:
     return [f"adapters  {trained:,} trained parameters ({share:.2%} of the model's), rank {lora.rank}{rows}"]
 
 
-def _describe_unmasked(config: TrainConfig) -> list[str]:
-    """A note if conversations are learned as plain text."""
-    path = config.data.path if isinstance(config.data, TokenShards) else None
-    manifest = read_manifest(path) if path and get_row_kind(config.objective) == "text" else None
+def _describe_cut_chats(config: TrainConfig) -> list[str]:
+    """A note if rows do not hold whole conversations that are apart, as an objective over answers would demand."""
+    data = config.data
+    if not isinstance(data, TokenShards) or data.path is None or get_row_kind(config.objective) != "text":
+        return []
+    manifest, are_apart = read_manifest(data.path), config.model.intra_document_mask
     if manifest is None or manifest.request.get("kind") != "chat":
         return []
+    if data.packing == "best_fit_truncate" and are_apart:
+        return []
     return [
-        "note: the data holds conversations, and all of their tokens are learned, the user's, too; the objective SFT "
-        "learns the answers alone, as in --config=modern_253m_sft --init-from=RUN"
+        "note: the data holds conversations, of which the answers alone are learned, but rows cut them or let one see "
+        "another; the objective SFT reads whole ones, as in --config=modern_253m_sft --init-from=RUN"
     ]
 
 

@@ -63,6 +63,11 @@ class Liveness:
         return most if self._silent[most] >= limit else None
 
 
+def measure_clock() -> float:
+    """The seconds between the clock of the machine, which may be set, and one that only goes on."""
+    return time.time() - time.monotonic()
+
+
 class ProcessWatch:
     """The other processes of a run. Threads watch them from `start` to the end of this process."""
 
@@ -78,7 +83,7 @@ class ProcessWatch:
     ) -> None:
         """`client` is JAX's, `resume` the command that resumes the run. `end` ends the process: message, status."""
         self._client, self._index, self._count, self._resume = client, index, count, resume
-        self._native, self._end = native, end
+        self._native, self._end, self._clock = native, end, measure_clock()
         self._liveness = Liveness(index, count)
         self._entries: dict[str, str] = {}
         self._beat = self._exchanges = 0
@@ -91,8 +96,11 @@ class ProcessWatch:
         threading.Thread(target=self.monitor, daemon=True, name="liveness").start()
 
     def announce_end(self, status: int, message: str) -> None:
-        """Tell the others that this process ends, and why. Process 0 waits until they have read it."""
-        if self._has_lost_store:
+        """Tell the others that this process ends, and why. Process 0 waits until they have read it.
+
+        A library that aborts process 0 leaves no time for that, and its store may have failed. They notice it anyway.
+        """
+        if self._has_lost_store or (self._index == 0 and self._native.find_abort() is not None):
             return
         text = f"{status} {message.splitlines()[0] if message else ''}"
         try:
@@ -146,8 +154,7 @@ class ProcessWatch:
             elif abort is None:
                 self._native.pass_on(now)
             elif aborted_at is not None and now - aborted_at >= ABORT_SECONDS:
-                is_lost = is_lost_peer(RuntimeError(abort))
-                self._end(f"a library aborts {self.name(self._index)}: {abort}", REQUEUE_STATUS if is_lost else 1)
+                self._end_for_abort(abort)
 
     def _look(self, is_fresh: bool, seconds: float, *, suspicious: bool) -> int | None:
         entries = self._entries
@@ -172,6 +179,13 @@ class ProcessWatch:
             f"Resume with, on all: {self._resume}",
             REQUEUE_STATUS,
         )
+
+    def _end_for_abort(self, abort: str) -> None:
+        """While all others live. JAX's service aborts all of them when the clock of its machine is set."""
+        is_lost, moved = is_lost_peer(RuntimeError(abort)), measure_clock() - self._clock
+        why = f"\nThe clock of this machine was set by {moved:+,.0f} s, which JAX does not stand." * (abs(moved) >= 1)
+        resume = f"\nResume with, on all: {self._resume}" * is_lost
+        self._end(f"a library aborts {self.name(self._index)}: {abort}{why}{resume}", REQUEUE_STATUS if is_lost else 1)
 
     def _end_as(self, index: int, text: str) -> None:
         self._decided.set()
