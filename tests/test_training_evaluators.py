@@ -107,11 +107,8 @@ def test_task_that_fails_is_logged_beside_the_figures_of_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """So is one without data."""
-    found = TaskResults(
-        figures={"good acc": Figure(0.5, math.nan, math.nan)},
-        failed={"bad": "ValueError: no"},
-        not_run={"far": "OSError: no network"},
-    )
+    reasons: dict[str, Any] = {"failed": {"bad": "ValueError: no"}, "not_run": {"far": "OSError: no network"}}
+    found = TaskResults(figures={"good acc": Figure(0.5, math.nan, math.nan)}, **reasons)
     prepared = SimpleNamespace(run=lambda _: found)
     for name in ("harness", "harness_model"):
         tools = {"prepare_tasks": lambda _: contextlib.nullcontext(prepared), "HarnessModel": lambda *_, **__: None}
