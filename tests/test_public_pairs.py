@@ -88,6 +88,10 @@ PAIRS |= {
             [("assistant", "B")],
         ),
     ),
+    "summarize_float": (
+        {"info": {"post": "Text"}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 1.0},
+        ("Text", "B", "A"),
+    ),
     "chosen_first": (PAIRS["helpsteer2p"][0] | {"chosen": "C", "rejected": "R"}, ("P", "C", "R")),
     "label_first": (
         {"prompt": "P", "response_0": "A", "response_1": "B", "better_response_id": 1, "chosen": "C", "rejected": "R"},
@@ -219,6 +223,16 @@ def test_of_several_responses_the_best_and_the_worst_make_a_pair(numbers):
     pair = parse_pair(record, where="x:1")
     assert [show(part) for part in pair] == [[("user", "P")], [("assistant", "y")], [("assistant", "z")]]
     assert parse_conversation(record, where="x:1").messages[-1].content == "y"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"role": "user", "content": "Hi"}, {"q": "a", "x\nerror: b": "c", "\x1b[2J": "d"}, {"": "a", "b": "c", "d": "e"}],
+)
+def test_no_name_of_a_field_begins_a_line_of_a_message(record):
+    with pytest.raises(InvalidRecord) as caught:
+        parse_pair(record, where="x:1")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("strength", [0, None, "better", float("nan"), 10**400])

@@ -26,11 +26,12 @@ def suggest_names(record: Mapping[str, Any], names: Sequence[str], *, where: str
 
 def suggest_grouping(record: Mapping[str, Any], *, where: str) -> str:
     """What a message adds for a record that is a single message; empty for others."""
-    if record.keys().isdisjoint(ROLE_KEYS[:4]) or record.keys().isdisjoint(CONTENT_KEYS):
+    path = find_path(where)
+    if record.keys().isdisjoint(ROLE_KEYS[:4]) or record.keys().isdisjoint(CONTENT_KEYS) or not path.name:
         return ""
     group = next((name for name in _GROUPS if name in record), None)
     each = "" if group is None else f"group_by(.{group})[] | "
-    command = write_filter(f"jq -cs '{each}{{messages: .}}'", find_path(where))
+    command = write_filter(f"jq -cs '{each}{{messages: .}}'", path)
     return f" It is a single message; a record is a whole conversation: {command}"
 
 

@@ -105,7 +105,8 @@ def _find_summaries(record: dict[str, Any]) -> tuple[Any, Any, Any] | None:
     if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
         return None
     texts = [summary.get("text") if isinstance(summary, dict) else None for summary in summaries]
-    return _join_post(info), texts[choice], texts[1 - choice]
+    better = int(choice)  # a table may have 1.0
+    return _join_post(info), texts[better], texts[1 - better]
 
 
 def _join_post(info: dict[str, Any]) -> Any:

@@ -74,6 +74,8 @@ def parse_renaming(spec: str | None) -> dict[str, str]:
 def suggest_renaming(record: Mapping[str, Any], names: Sequence[str]) -> str:
     """What a message adds for texts under names that are not known; `names` are those that are wanted."""
     texts = [str(key) for key, value in record.items() if isinstance(value, str) and value.strip()]
+    if not all(text.strip() and text.isprintable() for text in texts):
+        return ""
     if any(len(text) > LONGEST_NAME for text in texts):
         return f" If these are no names but data, write a first line of names: {','.join(names)}"
     are_all = len(texts) == len(names) == len(record)  # beside others there may be one that says which is which
