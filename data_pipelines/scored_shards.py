@@ -76,9 +76,10 @@ class PrepareScored(ShardOptions):
     def start_workers(self, limits: Limits) -> Iterator[Workers]:
         """The workers of this request; those that a large source will need start at once."""
         with Workers() as workers:
-            if not self.output.exists():
-                size = self.sources["source"].size
-                workers.start_ahead(size, *ENCODERS, processes=self.processes, pool_size=limits.pool_bytes)
+            with contextlib.suppress(UserError):  # what is wrong with a source is told where it is read
+                if not self.output.exists():
+                    size = self.sources["source"].size
+                    workers.start_ahead(size, *ENCODERS, processes=self.processes, pool_size=limits.pool_bytes)
             yield workers
 
     def load_tokenizer(self) -> Tokenizer:
