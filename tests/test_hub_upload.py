@@ -163,6 +163,10 @@ def test_evaluation_of_something_else_is_refused(tmp_path: Path, content: dict, 
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         read_evaluations([str(tmp_path / "result.json")], checkpoint="c")
+    with pytest.raises(
+        UserError, match=r"--evaluation=.*absent\.json is no file\. Give one that evaluate --json wrote"
+    ):
+        read_evaluations([str(tmp_path / "absent.json")], checkpoint="c")
 
 
 @pytest.mark.parametrize(

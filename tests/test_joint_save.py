@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import sys
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -67,8 +66,7 @@ def test_tracebacks_of_orbax_are_left_out_of_the_output():
     make = partial(logger.makeRecord, "asyncio", logging.ERROR, "base_events.py", 1, args=())
     assert [bool(logger.filter(make(msg=text, exc_info=None))) for text in (lost, left, "x")] == [False, False, True]
     for place, is_shown in (("/lib/orbax/checkpoint/path/async_path.py", False), ("/home/own.py", True)):
-        try:
+        with pytest.raises(OSError) as raised:
             exec(compile("raise OSError(28, 'No space left on device')", place, "exec"))
-        except OSError:
-            record = make(msg="Future exception was never retrieved", exc_info=sys.exc_info())
+        record = make(msg="Future exception was never retrieved", exc_info=(OSError, raised.value, raised.tb))
         assert bool(logger.filter(record)) == is_shown

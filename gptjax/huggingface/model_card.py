@@ -84,7 +84,9 @@ def read_evaluations(paths: Iterable[str], *, checkpoint: str) -> tuple[Facts, .
     """
     out: list[Facts] = []
     for path in paths:
-        content = read_json(expand_path(path))
+        if not (file := expand_path(path)).is_file():
+            raise UserError(f"--evaluation={path} is no file. Give one that evaluate --json wrote.")
+        content = read_json(file)
         results = content.get("checkpoints", [content])
         if not isinstance(results, list) or not all(
             isinstance(result, dict) and "figures" in result for result in results

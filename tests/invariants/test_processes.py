@@ -328,6 +328,38 @@ def check_end(left: subprocess.Popen, said: str, config: TrainConfig, lost: set[
     assert "Traceback" not in said
 
 
+DIES_IN_RESTORE = """
+import os, signal
+from gptjax.checkpoints.checkpoint import CheckpointManager
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["JAX_PROCESS_ID"] == "1":
+    CheckpointManager.restore = die
+"""
+"""What follows a config."""
+
+
+@pytest.mark.slow
+def test_process_that_is_lost_in_a_restore_is_named_and_no_checkpoint_is_blamed(
+    staged: TrainConfig, tmp_path: Path
+) -> None:
+    run = replace(staged, name="restored", steps=2, evaluators=())
+    file = write_config(tmp_path / "restored.py", run)
+    codes, outputs = wait_for(start_training(file))
+    assert codes == [0, 0], outputs
+    text = file.read_text()
+    file.write_text(text + DIES_IN_RESTORE)
+    left, lost = start_training(file, "--steps=4")
+    said, _ = left.communicate(timeout=240)
+    assert wait_for([lost])[0] == [-signal.SIGKILL]
+    check_end(left, said, run, {1}, processes=2)
+    file.write_text(text)
+    codes, outputs = wait_for(start_training(file, "--steps=4"))
+    assert codes == [0, 0], outputs
+
+
 @pytest.mark.slow
 def test_two_of_four_processes_are_lost_and_the_others_end(staged: TrainConfig, tmp_path: Path) -> None:
     """One is killed, one is stopped. Each of the others names one of them."""
