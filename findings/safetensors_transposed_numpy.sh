@@ -6,8 +6,14 @@
 # between two layouts, as those of GPT-2's linear layers are, meet this.
 #
 # Versions: Python 3.11 or newer, numpy 2.3.5, safetensors 0.7.0 and 0.8.0. Seen:
-#     0.7.0 transpose: [[0, 3], [1, 4], [2, 5]], column: [1, 4], every other column: [[0, 2], [3, 5]], Fortran: [[0, 1, 2], [3, 4, 5]]
-#     0.8.0 transpose: [[0, 1], [2, 3], [4, 5]], column: [1, 2], every other column: [[0, 1], [2, 3]], Fortran: [[0, 3, 1], [4, 2, 5]]
+#     0.7.0 transpose     [[0, 3], [1, 4], [2, 5]]
+#     0.7.0 column        [1, 4]
+#     0.7.0 every other   [[0, 2], [3, 5]]
+#     0.7.0 Fortran       [[0, 1, 2], [3, 4, 5]]
+#     0.8.0 transpose     [[0, 1], [2, 3], [4, 5]]
+#     0.8.0 column        [1, 2]
+#     0.8.0 every other   [[0, 1], [2, 3]]
+#     0.8.0 Fortran       [[0, 3, 1], [4, 2, 5]]
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -25,7 +31,7 @@ table = np.arange(6, dtype=np.float32).reshape(2, 3)
 given = {
     "transpose": table.T,
     "column": table[:, 1],
-    "every other column": table[:, ::2],
+    "every other": table[:, ::2],
     "Fortran": np.asfortranarray(table),
 }
 read = load(save(given))
@@ -33,7 +39,8 @@ with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "given.safetensors"
     save_file(given, path)
     assert all(np.array_equal(read[name], array) for name, array in load_file(path).items()), "the two writers differ"
-print(safetensors.__version__, ", ".join(f"{name}: {read[name].astype(int).tolist()}" for name in given))
+for name in given:
+    print(f"{safetensors.__version__} {name:13} {read[name].astype(int).tolist()}")
 is_right = {np.array_equal(read[name], array) for name, array in given.items()}
 assert is_right == {sys.argv[1] == "right"}, "the behaviour has changed"
 PY

@@ -77,12 +77,13 @@ def test_common_examples_outweigh_a_longer_question() -> None:
     assert len(plan_groups(windows, max_members=4)) >= 3
 
 
-def test_a_beginning_that_saves_little_makes_no_group() -> None:
-    begin, draw = np.arange(10), np.random.RandomState(0)
-    windows = [EvalWindow(np.concatenate([begin, draw.randint(0, 50, n)]).astype(np.int32), 2) for n in (12, 60, 61)]
-    assert [group.members for group in plan_groups(windows[1:], max_members=64)] == [[0], [1]]
-    [group] = plan_groups([windows[0]] * 2, max_members=64)
-    assert (group.prefix, group.members) == (19, [0, 1])
+def test_a_window_that_shares_little_joins_no_group() -> None:
+    begin, draw = np.arange(40), np.random.RandomState(0)
+    tail = lambda n: draw.randint(40, 50, n)
+    alike = [EvalWindow(np.concatenate([begin, tail(10)]).astype(np.int32), 2) for _ in range(2)]
+    long = EvalWindow(np.concatenate([begin[:20], tail(380)]).astype(np.int32), 2)
+    groups = plan_groups([*alike, long], max_members=64)
+    assert sorted((group.prefix, sorted(group.members)) for group in groups) == [(40, [0, 1]), (397, [2])]
 
 
 def test_batches_hold_every_group_once_and_are_bounded() -> None:

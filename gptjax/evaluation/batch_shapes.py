@@ -33,25 +33,30 @@ def plan_shapes(model: GPT, shapes: Sequence[Shape], *, count_tokens: Callable[[
     """A shape for each batch that holds its own shape; neighbours share one where that costs least.
 
     `count_tokens` says what a batch of a shape costs, in tokens that go through the layers. Of all ways to cut the
-    sequence into stretches with the largest sizes of each, the cheapest is taken.
+    sequence into stretches with the largest sizes of each, the cheapest is taken. The time grows with the square of
+    the number of stretches of equal shapes.
     """
     kinds = [(shape, len([*same])) for shape, same in itertools.groupby(shapes)]
     program = COMPILATION_FLOPS["cpu" if target_device().platform == "cpu" else "accelerator"] / (
         2 * sum(leaf.size for leaf in jax.tree.leaves(model.blocks))
     )
-    plans: list[tuple[float, list[Shape]]] = [(0.0, [])]  # from each kind on, the last first
+    plans: list[tuple[float, int, Shape]] = [(0.0, 0, ())] * (len(kinds) + 1)  # cost from a kind on, next cut, shape
     for first in reversed(range(len(kinds))):
         largest, number, alone, choices = kinds[first][0], 0, 0.0, list[tuple[float, int, Shape]]()
-        for end, (shape, times) in enumerate(kinds[first:], start=1):
+        for end, (shape, times) in enumerate(kinds[first:], start=first + 1):
             largest, number = tuple(map(max, largest, shape)), number + times
             alone += times * count_tokens(shape)
             shared = number * count_tokens(largest)
-            if shared - alone > program * end:  # no saved compilation makes up for so much padding
+            if shared - alone > program * (end - first):  # no saved compilation makes up for so much padding
                 break
-            choices.append((program + shared + plans[-end][0], end, largest))
-        cost, end, largest = min(choices)
-        plans.append((cost, [largest] * sum(times for _, times in kinds[first : first + end]) + plans[-end][1]))
-    return plans[-1][1]
+            choices.append((program + shared + plans[end][0], end, largest))
+        plans[first] = min(choices)
+    found, first = list[Shape](), 0
+    while first < len(kinds):
+        _, end, largest = plans[first]
+        found += [largest] * sum(times for _, times in kinds[first:end])
+        first = end
+    return found
 
 
 def count_head_tokens(model: GPT) -> float:

@@ -5,6 +5,7 @@ neighbours form a group as long as that saves tokens. One program reads the pref
 follows them.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,8 +41,8 @@ from gptjax.sharding.compilation import jit_for_few_calls
 
 MIN_PREFIX = 8
 """Shorter prefixes are not worth a group."""
-MIN_SAVED = 0.2
-"""Share of its tokens that a group has to save."""
+MIN_SHARE = 0.2
+"""Share of a window's tokens that are its group's: for less, programs of groups do not pay (benchmarks/RESULTS.md)."""
 ROWS_PER_BATCH = 4
 """Rows of a batch of groups, in batches of whole windows: what follows a prefix is short."""
 MAX_SCORES = 1 << 22
@@ -89,19 +90,12 @@ def plan_groups(windows: Sequence[EvalWindow], *, max_members: int) -> list[Pref
         if groups and len(groups[-1].members) < max_members:
             last = groups[-1]
             shared = min(last.prefix, free, count_shared(windows[last.members[-1]].inputs, window.inputs))
-            if shared >= MIN_PREFIX and shared * len(last.members) >= last.prefix * (len(last.members) - 1):
+            is_worth = shared >= max(MIN_PREFIX, MIN_SHARE * len(window.inputs))
+            if is_worth and shared * len(last.members) >= last.prefix * (len(last.members) - 1):
                 groups[-1] = PrefixGroup(shared, [*last.members, i])
                 continue
         groups.append(PrefixGroup(free, [i]))
-    return [kept for group in groups for kept in _keep_or_dissolve(group, windows)]
-
-
-def _keep_or_dissolve(group: PrefixGroup, windows: Sequence[EvalWindow]) -> list[PrefixGroup]:
-    """The group; or each of its windows alone, where it saves so little that programs of its own do not pay."""
-    saved, tokens = group.prefix * (len(group.members) - 1), sum(len(windows[i].inputs) for i in group.members)
-    if saved >= MIN_SAVED * tokens:
-        return [group]
-    return [PrefixGroup(len(windows[i].inputs) - windows[i].scored, [i]) for i in group.members]
+    return groups
 
 
 def count_shared(left: np.ndarray, right: np.ndarray) -> int:
@@ -147,7 +141,11 @@ def _plan_batch_shapes(
         excess = max(0, rows * tail * (prefix + tail) - 2 * MAX_SCORES)  # of memory: no shared shape is worth it
         return count * prefix + rows * tail + places * head + 1e6 * excess
 
-    return plan_shapes(model, [measure(batch) for batch in batches], count_tokens=count_tokens)
+    shapes: list[Shape] = []
+    for _, alike in itertools.groupby(map(measure, batches), key=lambda shape: (shape[1], shape[3])):
+        each = [*alike]  # of one length of prefixes and one of tails
+        shapes += [tuple(map(max, *each)) if len(each) > 1 else each[0]] * len(each)
+    return plan_shapes(model, shapes, count_tokens=count_tokens)
 
 
 def _score_groups(

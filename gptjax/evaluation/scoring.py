@@ -58,7 +58,10 @@ def score_windows(
         UserError: a window is longer than the model's context, or has ids outside the vocabulary.
     """
     check_windows(model, windows)
-    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
+    limit = model.config.context_length
+    # Neighbours have rows of one length, and about as many scored tokens: so few shapes serve all batches.
+    sizes = [(round_up_length(len(window.inputs), limit), window.scored) for window in windows]
+    order = sorted(range(len(windows)), key=sizes.__getitem__, reverse=True)
     scores: list[TokenScores] = [TokenScores(np.zeros(0, np.float32), np.zeros(0, bool))] * len(windows)
     rows = model.mesh.round_up_rows(options.batch_size)
     pending, done = list[tuple[list[int], tuple[Array, Array]]](), 0
