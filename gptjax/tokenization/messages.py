@@ -6,7 +6,7 @@ from typing import Any
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.unicode import replace_surrogates
-from gptjax.tokenization.chat_template import ROLES, Message
+from gptjax.tokenization.chat_template import FOLLOWERS, ROLES, Message
 
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}
@@ -137,7 +137,7 @@ def check_turns(messages: Sequence[Message], *, where: str) -> None:
     """
     first = 1 if messages and messages[0].role == "system" else 0
     for number, message in enumerate(messages[first:], start=first):
-        wanted = ("user",) if number == first else ("user", "assistant")
+        wanted = FOLLOWERS[messages[number - 1].role if number else "system"]
         if message.role not in wanted:
             raise InvalidRecord(
                 f"{where}: message {number + 1} is of the {message.role}, wanted {' or '.join(wanted)}: after at most "
