@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.examples import EncodePair
-from data_pipelines.conversations.preference_formats import FIELDS, parse_pair
+from data_pipelines.conversations.preference_formats import FIELDS, read_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
@@ -35,6 +35,7 @@ from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import CHATML
+from gptjax.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +56,38 @@ def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT
 def _make_kind(request: PreparePreferences) -> ExampleKind:
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
-    if tokenizer.chat_template is None and _begins_with_turns(request):
-        tokenizer = given.with_chat_template(CHATML).with_special_tokens(CHATML.special_tokens)
+    if tokenizer.chat_template is None:
+        tokenizer = _add_chat_tokens(given, request)
     encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
     return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
 
 
-def _begins_with_turns(request: PreparePreferences) -> bool:
-    """Whether the first usable pair consists of messages, for which the tokenizer needs the tokens of a chat."""
+def _add_chat_tokens(given: Tokenizer, request: PreparePreferences) -> Tokenizer:
+    """The tokenizer with ChatML where pairs need it. Without it, marks of who speaks stay a part of the texts.
+
+    Raises `UserError` for a tokenizer that cannot have more tokens where pairs are lists of messages.
+    """
+    try:
+        extended = given.with_chat_template(CHATML).with_special_tokens(CHATML.special_tokens)
+    except UserError:
+        if _has_turns(request, keeps_text=True):
+            raise
+        return given
+    return extended if _has_turns(request) else given
+
+
+def _has_turns(request: PreparePreferences, *, keeps_text: bool = False) -> bool:
+    """Whether a pair of the first block consists of messages, for which the tokenizer needs the tokens of a chat."""
     for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+        is_usable = False
         for where, record in block.read():
             with contextlib.suppress(UserError):
-                return isinstance(parse_pair(record, where=where, renamed=request.renamed).prompt, list)
+                pair, _ = read_pair(record, where=where, renamed=request.renamed, keeps_text=keeps_text)
+                if isinstance(pair.prompt, list):
+                    return True
+                is_usable = True
+        if is_usable:
+            break
     return False
 
 

@@ -32,6 +32,7 @@ from gptjax.core.file_sums import (
     describe_unchanged,
     find_damage,
     find_damage_beside,
+    holds_other_sums,
     read_sums,
     sum_file,
 )
@@ -109,7 +110,15 @@ def verify(directory: Path) -> list[str]:
 def _list_summed_files(path: Path) -> list[Path]:
     """The file itself, or those of a directory, that have a sum beside them."""
     sums = [path, path.with_name(path.name + SUM_SUFFIX)] if path.is_file() else sorted(path.glob(f"*{SUM_SUFFIX}"))
-    return [own.with_suffix("") for own in sums if own.suffix == SUM_SUFFIX and own.exists()]
+    found = []
+    for own in sums:
+        if own.suffix != SUM_SUFFIX or not own.exists():
+            continue
+        if holds_other_sums(own.with_suffix("")):
+            print(f"note: {own} has sums of other files. Compare them with sha256sum --check")
+        else:
+            found.append(own.with_suffix(""))
+    return found
 
 
 def _verify_files(files: Iterable[Path]) -> list[str]:

@@ -208,6 +208,20 @@ def test_a_template_without_a_special_token_between_messages_is_refused(changes:
         replace(CHATML, **changes)
 
 
+def test_messages_without_a_special_token_between_them_are_refused():
+    tok = train_bpe(["two and two\n\n"] * 9, vocab_size=266, special_tokens=("<|user|>", "<|assistant|>", "<|eot|>"))
+    encoder = ChatEncoder(tok, NO_ENDS)
+    for turns in ([USER, SYSTEM], [SYSTEM, SYSTEM, USER]):
+        for encode in (encoder.encode_prompt, encoder.encode_conversation):
+            with pytest.raises(UserError, match=f"between a message of the {turns[0].role} and one of the system"):
+                encode(turns)
+    answers_behind_questions = replace(INST, system=RoleFormat("", "", ""))
+    ready = ChatEncoder(tok.with_special_tokens(["<|inst|>", "<|/inst|>"]), answers_behind_questions)
+    with pytest.raises(UserError, match="between a message of the system and one of the assistant"):
+        ready.encode_prompt([SYSTEM])
+    assert tok.decode(encoder.encode_prompt([USER, ANSWER, SYSTEM])).count("<|eot|>Be brief.<|assistant|>") == 1
+
+
 def test_template_is_saved_with_the_tokenizer(tmp_path: Path, tok: BPE):
     template = ChatTemplate(system_prompt="Be brief.\n☕")
     with_chat = tok.with_chat_template(template)

@@ -30,12 +30,9 @@ def test_messages_out_of_json():
         ({"role": "user"}, "wanted a list of messages"),
         (["Hi"], 'message 1: wanted an object with "role" and "content"'),
         ([{"role": "robot", "content": "Hi"}], "message 1: its role is 'robot'; wanted system, user, assistant"),
-        ([{"speaker": "Al", "line": "Hi"}], r"""sed -i 's/"Al"/"user"/g; s/"line"/"content"/g' FILE"""),
-        (
-            [{"role": "user", "content": "Hi"}, {"role": "Bo", "content": "Ho"}],
-            r"""sed -i 's/"Bo"/"assistant"/g' FILE""",
-        ),
-        ([{"role": "user", "line": "Hi"}], r"""its content is None; .* sed -i 's/"line"/"content"/g' FILE"""),
+        ([{"speaker": "Al", "line": "Hi"}], r"'Al'; wanted system, user, assistant. Write the one that it stands for"),
+        ([{"role": "user", "line": "Hi"}], r'is None; wanted a string under content, value, .*; it has "line"\.$'),
+        ([{"role": "user", "content": None, "name": "Bo"}], r'it has "content", "name"\.$'),
         ([{"role": "a\nerror: b", "content": "Hi"}], r"its role is 'a\\nerror: b'"),
         ([{"content": "Hi"}], "message 1: its role is None"),
         ([{"role": ["user"], "content": "Hi"}], r"message 1: its role is \['user'\]"),
@@ -324,6 +321,16 @@ def test_rejected_completions_of_kto_are_not_learned(label: Any) -> None:
 def test_history_may_be_messages_or_json(history: Any) -> None:
     record = {"instruction": "Add.", "output": "4", "history": history}
     assert len(parse_conversation(record, where="x").messages) == 4
+
+
+@pytest.mark.parametrize("start", [[], [{"role": "system", "content": "S"}]])
+@pytest.mark.parametrize("repeated", [[], [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]])
+def test_a_history_comes_before_a_prompt_of_messages(start: list[Any], repeated: list[Any]) -> None:
+    history = repeated or [["Hi", "Ho"]]
+    prompt = [*start, *repeated, {"role": "user", "content": "2+2?"}]
+    for given in (history, json.dumps(history), repr(history)):
+        parsed = parse_conversation({"prompt": prompt, "completion": "4", "history": given}, where="x")
+        assert [message.content for message in parsed.messages] == [*(["S"] if start else []), "Hi", "Ho", "2+2?", "4"]
 
 
 @pytest.mark.parametrize("field", [{"history": [["Hi"]]}, {"input": [1, 2]}, {"system": {"a": 1}}])

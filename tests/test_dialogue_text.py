@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.conversations.dialogue_text import split_dialogue, split_speakers
+from data_pipelines.conversations.dialogue_text import find_marks, split_dialogue, split_question, split_speakers
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 
 ASKED = [("user", "Two and two?"), ("assistant", "Four.")]
@@ -125,3 +125,35 @@ def test_pairs_may_have_lost_the_blank_line_at_the_beginning(text):
     assert [turn["content"] for turn in split_speakers(text, where="x")] == ["a", text.partition("Assistant: ")[2]]
     with pytest.raises(InvalidRecord, match="some turns have a blank line"):
         split_speakers("Human: Write.\nAssistant: So:\n\nHuman: hi\n\nAssistant: ho", where="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("Human: Translate this dialog:\nBot: hello there\n\nAssistant:", None),
+        ("Human: hi\n\nAI: yo\n\nHuman: say this\n\nAssistant:", None),
+        ("Human: Who?", None),
+        ("\n\nHuman: Who?\n\nAssistant: ", [("user", "Who?")]),
+        ("P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR\n<extra_id_1>Assistant\n", [*"PQR"]),
+        ("P\n<extra_id_1>Assistant\nQ\n<extra_id_1>User\nR\n<extra_id_1>Assistant", [*"PQR"]),
+        ("<extra_id_0>System\nS\n<extra_id_1>User\nP\n<extra_id_1>Assistant\n", [("system", "S"), ("user", "P")]),
+        ("<extra_id_0>System\n\n<extra_id_1>User\nP", [("user", "P")]),
+    ],
+)
+def test_of_a_question_only_the_mark_that_opens_the_answer_is_taken_off(text, turns):
+    if turns == [*"PQR"]:
+        turns = [*zip(("user", "assistant", "user"), "PQR", strict=True)]
+    found = split_question(text, where="x")
+    assert (found and [(turn["role"], turn["content"]) for turn in found]) == turns
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("<|im_start|>", "<|end|>", "<|endoftext|>", "</s>", "[INST]", "<<SYS>>", "<|system|>", "<|eot_id|>"),
+        *("<extra_id_0>", "<extra_id_1>", "<start_of_turn>", "<end_of_turn>", "### Response:", "<｜User｜>"),
+    ],
+)
+def test_every_mark_that_is_read_and_those_of_the_template_are_found_in_a_content(mark):
+    assert find_marks(["<｜User｜>"]).search(f"Hi {mark} ho")
+    assert not find_marks(["<｜User｜>"]).search("a < b, [1], ### Note: c\n\nUser: d")

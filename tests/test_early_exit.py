@@ -19,9 +19,9 @@ WRITING = """
 import sys, time
 from pathlib import Path
 from gptjax.core.errors import exit_on_user_error
-from gptjax.core.files import atomic_directory
-with exit_on_user_error(), atomic_directory(Path(sys.argv[1])) as directory:
-    (directory / "weights").write_text("half")
+from gptjax.core import files
+with exit_on_user_error(), getattr(files, sys.argv[2])(Path(sys.argv[1])) as path:
+    (path / "weights" if path.is_dir() else path).write_text("half")
     print("ready", flush=True)
     time.sleep(300)
 """
@@ -73,8 +73,9 @@ def test_signal_before_training_ends_in_one_line(
     assert send(EARLY, number) == result
 
 
-def test_killed_export_leaves_nothing(tmp_path: Path):
-    assert send(WRITING, signal.SIGTERM, str(tmp_path / "export")) == (143, "")
+@pytest.mark.parametrize("kind", ["atomic_directory", "atomic_file"])
+def test_killed_export_leaves_nothing(tmp_path: Path, kind: str):
+    assert send(WRITING, signal.SIGTERM, str(tmp_path / "export"), kind) == (143, "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,17 +1,22 @@
 """GGUF files: what is refused and, with the package gguf, what they hold."""
 
+import errno
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hf_architectures import GPT2_CONFIG, LLAMA_CONFIG, draw_model
 
 from gptjax.convert import main
+from gptjax.core import files
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gguf_export import choose_gguf_architecture
+from gptjax.core.files import file_sha256
+from gptjax.huggingface.architectures import gpt2 as architectures
+from gptjax.huggingface.gguf_export import choose_gguf_architecture, write_gguf
 from gptjax.model.config import GPTConfig
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Tokenizer
@@ -63,6 +68,7 @@ def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str, caps
     write_imported_run(tmp_path / "run", model=model, tokenizer=TOKENIZER)
     main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'x.gguf'}"])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing temporary stays"
+    assert (tmp_path / "x.gguf.sha256").read_text() == f"{file_sha256(tmp_path / 'x.gguf')}  x.gguf\n"
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     field = lambda key: reader.get_field(key).contents()
     assert field("general.architecture") == name
@@ -81,3 +87,21 @@ def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str, caps
     assert "note: in float16 llama.cpp's log-probabilities differ by about 1e-3 to 1e-2" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'x.gguf'}"])
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
+def test_gguf_that_cannot_be_written_leaves_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("gguf")
+    (tmp_path / "x.gguf.sha256").write_text("of an earlier file")
+    monkeypatch.setattr(files, "sync_path", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        write_gguf(
+            tmp_path / "x.gguf",
+            draw_model(GPT2),
+            architecture=architectures.GPT2,
+            tokenizer=TOKENIZER,
+            name="x",
+            dtype="float32",
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,9 @@ import pytest
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import main
-from gptjax.evaluation.harness import TaskRequest, prepare_tasks
+from gptjax.evaluation.harness import TaskRequest, open_tasks, prepare_tasks
 from gptjax.evaluation.task_controls import measure_controls
+from gptjax.evaluation.task_results import TaskResults
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
@@ -389,6 +390,89 @@ def test_task_that_breaks_on_loading_has_failed(
     assert list(result["harness"]["failed"]) == ["damaged", "sums", "second"]
     assert list(result["harness"]["not_run"]) == ["absent"]
     assert "no task can be run: second: AttributeError: " in read_error(capsys, *words, "--tasks=second")
+
+
+OWN_DATA = """\
+import socket
+import requests
+
+def full(**_):
+    raise OSError(28, "No space left on device")
+
+def denied(**_):
+    raise PermissionError(13, "Permission denied")
+
+def own_file(**_):
+    return open("/absent/rows.jsonl")
+
+def refused(**_):
+    raise ConnectionRefusedError(111, "Connection refused")
+
+def unreachable(**_):
+    raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+def slow(**_):
+    raise requests.exceptions.ReadTimeout("no answer")
+"""
+
+
+def write_tasks(directory: Path, tasks: dict[str, str]) -> None:
+    """Write multiple-choice tasks by name; `rows.jsonl` is beside them, and the texts say where their data are."""
+    row = json.dumps({"question": "the cat", "answers": ["boat", "two cats"], "gold": 1})
+    (directory / "rows.jsonl").write_text(f"{row}\n")
+    (directory / "own_data.py").write_text(OWN_DATA)
+    for name, own in tasks.items():
+        plain = CHOICES.replace("FILE", str(directory / "rows.jsonl")).replace("task: choices", f"task: {name}")
+        (directory / f"{name}.yaml").write_text(plain + own)
+
+
+def open_named(directory: Path, *names: str) -> tuple[list[str], TaskResults]:
+    """The names of the tasks that could be opened, and why the others could not."""
+    results = TaskResults()
+    with prepare_tasks(TaskRequest(names, include_path=(str(directory),))) as prepared:
+        opened = open_tasks(prepared.manager, prepared.names, results, local=())
+    return [task.name for task in opened], results
+
+
+def test_only_absent_and_unreachable_data_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, a file that may not be read, and one that the task's own code does not find, are failures.
+
+    Without a network, a data set is absent of which another part is cached.
+    """
+    datasets: Any = import_module("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "cache" / "owner___set" / "other" / "0.0.0" / "abc"
+    cached.mkdir(parents=True)
+    (cached / "dataset_info.json").write_text(json.dumps({"config_name": "other"}))
+    failing, absent = ["full", "denied", "own_file"], ["refused", "unreachable", "slow"]
+    tasks = {name: f"custom_dataset: !function own_data.{name}\n" for name in failing + absent}
+    tasks |= {"good": "", "cached": "", "nowhere": ""}
+    write_tasks(tmp_path, tasks)
+    for name, source in {"cached": "owner/set", "nowhere": "owner/nowhere"}.items():
+        text = (tmp_path / f"{name}.yaml").read_text().splitlines()
+        own = [f"dataset_path: {source}", "dataset_name: wanted", *(line for line in text if "dataset_" not in line)]
+        (tmp_path / f"{name}.yaml").write_text("\n".join(own) + "\n")
+    opened, results = open_named(tmp_path, *tasks)
+    assert opened == ["good"]
+    assert list(results.failed) == failing
+    assert list(results.not_run) == [*absent, "cached", "nowhere"]
+    assert "Couldn't find cache for owner/set for config 'wanted'" in results.not_run["cached"]
+
+
+@pytest.mark.parametrize(("lack", "kind"), [("unreachable", "not_run"), ("full", "failed")])
+def test_group_of_which_one_cannot_be_opened_gives_its_others_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: str, kind: str
+) -> None:
+    """In the order given, also where one of them is named beside the group."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_tasks(tmp_path, {"first": "", "second": f"custom_dataset: !function own_data.{lack}\n"})
+    (tmp_path / "sums.yaml").write_text(GROUP)
+    for names in (["sums"], ["sums", "first", "second"], ["first", "sums"]):
+        opened, results = open_named(tmp_path, *names)
+        assert opened == ["first"]
+        assert {*getattr(results, kind)} == {"sums", "second"}
+        assert {*results.failed, *results.not_run} == {"sums", "second"}
 
 
 def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:

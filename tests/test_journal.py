@@ -1,5 +1,6 @@
 """Killed anywhere, the same command continues, and the bytes are those of a run that was not killed."""
 
+import errno
 import functools
 import gzip
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from data_pipelines import prepare as prepare_module
 from data_pipelines.encode.encoder import Limits, encode_batches
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import SplitWriter
-from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare import Prepare, ResolvedRequest, prepare
 from data_pipelines.readers.documents import Notes
+from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
+from gptjax.data.manifest import Manifest
 from gptjax.data.shards import HEADER_BYTES
 from gptjax.tokenization.tokenizer import Bytes
 
@@ -259,6 +263,47 @@ def test_vocabulary_is_learned_once(tmp_path, source, monkeypatch):
     assert run(tmp_path / "out", make_options(source)).tokenizer == "bpe-300"
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_preparation_ended_while_it_writes_its_manifest_only_writes_that_again(
+    tmp_path, source, monkeypatch, capsys, end
+):
+    options = make_options(source, "bytes")
+    run(tmp_path / "whole", options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "write", Mock(side_effect=end))
+        with pytest.raises(type(end) if isinstance(end, OSError) else end):
+            run(tmp_path / "out", options)
+    partial = tmp_path / ".out.partial"
+    assert (partial / "tokenizer.json").is_file()
+    (partial / "tokenizer.json").write_text("cut")
+    documents = json.loads((partial / "progress.json").read_text())["documents"]
+    run(tmp_path / "out", options)
+    printed = capsys.readouterr().err
+    assert f"continuing after {documents} documents" in printed
+    assert "Starting again" not in printed
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
+def test_source_that_cannot_be_listed_for_a_moment_costs_nothing(tmp_path, source, monkeypatch, capsys):
+    options = make_options(source, "bytes")
+    run(tmp_path / "whole", options)
+    compute, calls = ResolvedRequest.identity, iter(range(9))
+
+    def fail_once_read(request):
+        if next(calls) > 0:
+            raise UserError("the share does not answer")
+        return compute(request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResolvedRequest, "identity", fail_once_read)
+        with pytest.raises(UserError, match="the share does not answer"):
+            run(tmp_path / "out", options)
+    capsys.readouterr()
+    run(tmp_path / "out", options)
+    assert "continuing after" in capsys.readouterr().err
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "name", ["progress.json", "tokenizer.json", "train_000000.bin", "train_000001.bin", "train.documents"]
 )
@@ -271,7 +316,7 @@ def test_preparation_does_not_go_on_from_a_flipped_byte(tmp_path: Path, name: st
     journal.record(progress)
     writer.close()
     there = read_all(tmp_path)
-    first = HEADER_BYTES if name.endswith(".bin") else 0  # a header is written again
+    first = HEADER_BYTES if name == "train_000001.bin" else 0  # its header is written again
     for place in range(first, len(there[name]), 7):
         for file, content in there.items():
             (tmp_path / file).write_bytes(content)
@@ -293,7 +338,7 @@ def test_journal_with_missing_files_starts_again(tmp_path, capsys):
     writer.close()
     assert open_journal().progress == progress
     assert open_journal().progress.notes.lines() == ["2 invalid records skipped; the first: x:3"]
-    assert json.loads((partial / "progress.json").read_text())["version"] == 7, "increase it with the meaning of units"
+    assert json.loads((partial / "progress.json").read_text())["version"] == 8, "increase it with the meaning of units"
     (partial / "train.documents").write_bytes(b"short")
     assert open_journal().progress == Progress()
     assert "incomplete or damaged. Starting again." in capsys.readouterr().err

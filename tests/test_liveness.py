@@ -131,8 +131,8 @@ def test_of_two_processes_that_ended_the_silent_one_was_not_killed(monkeypatch: 
 @pytest.mark.parametrize(
     ("abort", "moved", "rest", "status"),
     [
-        ("F1129 cuda.cc:7] no kernel", 0.5, "", 1),
-        ("F1129 x] UNAVAILABLE: lost", 0.0, "\nResume with, on all: gptjax train x", 75),
+        ("F1129 cuda.cc:7] no kernel", 60.0, "", 1),
+        ("F1129 x] UNAVAILABLE: lost", 0.5, "\nResume with, on all: gptjax train x", 75),
         (
             "F1129 x] UNAVAILABLE: lost",
             -86400.0,

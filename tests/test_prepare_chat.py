@@ -387,7 +387,13 @@ def test_parquet_without_known_columns_is_refused(tmp_path, run):
     [
         ("x.tsv", f"{'long question ' * 4}?\tyes\nq\ta\n", r"write names above it: sed -i '1i prompt\tcompletion' "),
         ("x.csv", f"{'long question ' * 4}?;yes\nq;a\n", "write names above it: sed -i '1i prompt;completion' "),
-        ("x.jsonl", '{"role": "user", "content": "Hi"}\n', "a whole conversation: jq -cs '{messages: .}' "),
+        (
+            "x.jsonl",
+            '{"role": "user", "content": "Hi"}\n',
+            "Group the messages by a field that names their conversation",
+        ),
+        ("x.json", '[{"role": "user", "content": "Hi", "chat_id": 1}]', "one record of the messages with one chat_id."),
+        ("x.csv", "role,content,chat_id\nuser,Hi,1\n", "one record of the messages with one chat_id."),
         (
             "x.jsonl",
             '{"session_id": 1, "from": "human", "value": "Hi"}\n',
@@ -402,6 +408,7 @@ def test_a_file_that_lacks_a_step_is_told_the_command(tmp_path, run, name, conte
         run(str(tmp_path / name))
     assert advice in str(caught.value)
     assert "prepare_chat" not in str(caught.value)
+    assert ("jq" in str(caught.value)) == ("jq" in advice)
 
 
 def test_plain_text_is_refused(tmp_path, run):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.conversations.examples import EMPTY_IN_PAIR, REASONING
+from data_pipelines.conversations.examples import EMPTY_IN_PAIR, NO_CHAT, REASONING, EncodePair
 from data_pipelines.conversations.preference_formats import Pair, parse_pair
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
@@ -15,7 +15,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
 from gptjax.tokenization.chat import CHAT_TOKENS
-from gptjax.tokenization.messages import UselessRecord
+from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEXT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " a <|endoftext|> é☕"}
@@ -189,6 +189,33 @@ def test_only_chats_need_the_chat_tokens(tmp_path, run, capsys):
     assert pair.chosen_loss_mask.tolist() == [0] * 10 + [1] * 6
 
 
+@pytest.mark.parametrize(("tokenizer", "is_chat"), [("bytes", False), (None, True)])
+def test_texts_and_turns_of_one_file_are_both_kept_in_any_order(tmp_path, run, tokenizer, is_chat):
+    """As texts by a tokenizer that cannot have the tokens of a chat."""
+    train_bpe(["the sky is blue\n"] * 9, vocab_size=262).save(tmp_path / "plain")
+    asked = {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": " 4", "rejected": " 5"}
+    for name, records in (("a", [TEXT, asked]), ("b", [asked, TEXT])):
+        source = write(tmp_path / f"{name}.jsonl", records * 2)
+        manifest = run(source, name, tokenizer=tokenizer or str(tmp_path / "plain"))
+        assert manifest.splits["train"].documents == 8
+        asked_ids = open_preferences(tmp_path / name, "train")[records.index(asked)].chosen.tolist()
+        tok = load_tokenizer(tmp_path / name)
+        assert ("<|im_start|>user\n2+2?" in tok.decode(asked_ids)) == is_chat
+        assert ("Human: 2+2?" in tok.decode(asked_ids)) != is_chat
+    with pytest.raises(UserError, match="cannot take special tokens"):
+        run(write(tmp_path / "c.jsonl", [TEXT, CHAT]), "c", tokenizer="bytes")
+
+
+def test_without_tokens_of_a_chat_texts_stay_texts_and_messages_are_named(tmp_path):
+    encode = EncodePair(load_tokenizer("bytes"), {})
+    asked = {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": " 4", "rejected": " 5"}
+    text = encode(asked, "x:1").documents[0]
+    assert bytes(text.tokens.astype(np.uint8)) == b"\n\nHuman: 2+2?\n\nAssistant: 4"
+    with pytest.raises(InvalidRecord, match=r"x:2: it has messages.*data_pipelines\.extend_tokenizer") as caught:
+        encode(CHAT, "x:2")
+    assert caught.value.note == NO_CHAT
+
+
 def test_command_skips_invalid_pairs(tmp_path, chat):
     source = write(tmp_path / "x.jsonl", [TEXT, CHAT, {}])
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
@@ -247,7 +274,7 @@ def test_a_label_says_which_answer_is_better(record):
 def test_conversations_of_the_arena_have_a_winner():
     record = {"conversation_a": messages(*BAD), "conversation_b": messages(*GOOD), "winner": "model_b"}
     assert parse_pair(record, where="x") == parse_pair(SAME, where="x")
-    for label in ("tie", None, []):
+    for label in ("tie", "tie (bothbad)", None, ""):
         with pytest.raises(UselessRecord, match="neither answer is better"):
             parse_pair(record | {"winner": label}, where="x")
 

@@ -4,6 +4,7 @@ import pytest
 
 from data_pipelines.conversations.chat_formats import parse_conversation
 from data_pipelines.conversations.preference_formats import OTHER_CONTENT, OTHER_SYSTEM, parse_pair, read_pair
+from data_pipelines.conversations.public_pairs import UNKNOWN
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 
 PAIRS = {
@@ -145,16 +146,79 @@ def show(part):
 
 @pytest.mark.parametrize(("record", "wanted"), PAIRS.values(), ids=PAIRS)
 def test_a_pair_of_a_public_set_is_read(record, wanted):
-    assert tuple(map(show, parse_pair(record, where="x:1"))) == wanted
+    pair, left_out = read_pair(record, where="x:1")
+    assert (tuple(map(show, pair)), left_out) == (wanted, ())
 
 
 @pytest.mark.parametrize(
-    "asked", [{"prompt": MARKED}, {"prompt": DIALOGUE}, EARLIER, {"prompt": [message(*turn) for turn in ASKED]}]
+    "asked",
+    [
+        {"prompt": MARKED},
+        {"prompt": f"{MARKED}\n<extra_id_1>Assistant\n"},
+        {"prompt": DIALOGUE},
+        EARLIER,
+        EARLIER | {"history": '[["P", "Q"]]'},
+        EARLIER | {"history": "[['P', 'Q']]"},
+        EARLIER | {"history": [message(*turn) for turn in ASKED[:2]]},
+        {"prompt": [message(*turn) for turn in ASKED]},
+        {"prompt": [message(*turn) for turn in ASKED], "history": [["P", "Q"]]},
+        {"prompt": [message(*ASKED[2])], "history": [["P", "Q"]]},
+        {"history": [message(*turn) for turn in ASKED]},
+    ],
 )
 @pytest.mark.parametrize("answers", [(" A", "B"), ([message("assistant", "A")], [message("assistant", "B")])])
 def test_turns_before_a_question_are_no_letters_of_it(asked, answers):
     record = asked | dict(zip(("chosen", "rejected"), answers, strict=True))
-    assert tuple(map(show, parse_pair(record, where="x:1"))) == (ASKED, [("assistant", "A")], [("assistant", "B")])
+    pair, left_out = read_pair(record, where="x:1")
+    assert tuple(map(show, pair)) == (ASKED, [("assistant", "A")], [("assistant", "B")])
+    assert left_out == ()
+
+
+@pytest.mark.parametrize("start", [[], [("system", "S")]])
+def test_a_history_comes_before_every_form_of_a_pair(start):
+    """After the system's message, and once where the record repeats it."""
+    system, asked = [message(*turn) for turn in start], [message(*turn) for turn in ASKED]
+    lists = {side: [*system, *turns] for side, turns in LISTS.items()}
+    whole = {side: [*system, *asked[:2], *turns] for side, turns in LISTS.items()}
+    texts = {side: f"{HUMAN}{text}" for side, text in ANSWERS.items()}
+    openai = {"preferred_output": [message("assistant", "A")], "non_preferred_output": [message("assistant", "B")]}
+    records = [
+        lists,
+        lists | {"prompt": "R"},
+        lists | {"prompt": [message("user", "R")]},
+        whole,
+        openai | {"input": {"messages": [*system, asked[2]]}},
+        {"prompt": [*system, asked[2]], **ANSWERS},
+        texts | ({"system": "S"} if start else {}),
+    ]
+    for record in records:
+        pair, left_out = read_pair(record | {"history": [["P", "Q"]]}, where="x:1")
+        wanted = ([*start, *ASKED], [("assistant", "A")], [("assistant", "B")])
+        assert (tuple(map(show, pair)), left_out) == (wanted, ()), record
+
+
+def test_a_history_of_text_is_a_prompt_or_named():
+    assert parse_pair({"history": "Q", **ANSWERS}, where="x:1") == ("Q", "A", "B")
+    assert read_pair({"history": "Q", **LISTS}, where="x:1")[1] == (OTHER_CONTENT,)
+    with pytest.raises(InvalidRecord, match='x:1: "history": wanted a list'):
+        parse_pair({"history": "Q", "prompt": "R", **ANSWERS}, where="x:1")
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+@pytest.mark.parametrize("asked", [{"prompt": DIALOGUE}, EARLIER, {"prompt": [message("user", "R")]}, {"prompt": "R"}])
+def test_a_blank_answer_is_refused_after_turns_too(asked, blank):
+    with pytest.raises(InvalidRecord, match='x:1: "chosen" is blank'):
+        parse_pair(asked | {"chosen": blank, "rejected": "b"}, where="x:1")
+
+
+@pytest.mark.parametrize("label", ["winner", "preferred", "preference"])
+def test_turns_of_the_arena_are_read_whatever_the_label(label):
+    asked, *answers = ['["q1", null]', '["a1", "a2"]', '["b1", "b2"]']
+    record = dict(zip(("prompt", "response_a", "response_b"), (asked.replace("null", '"q2"'), *answers), strict=True))
+    pair, left_out = read_pair(record | {label: "model_b"}, where="x:1")
+    assert (tuple(map(show, pair)), left_out) == (PAIRS["arena55k"][1], ())
+    plain = record | {"prompt": "A list, please.", label: "model_b"}
+    assert parse_pair(plain, where="x:1") == ("A list, please.", answers[1], answers[0])
 
 
 @pytest.mark.parametrize(
@@ -208,13 +272,41 @@ def test_a_missing_answer_of_the_arena_is_no_text():
         parse_pair(record, where="x:1")
 
 
-@pytest.mark.parametrize(("label", "better"), [("A", "x"), ("b", "y"), ("response_a", "x"), ("model_b", "y")])
+@pytest.mark.parametrize(
+    ("label", "better"), [("A", "x"), ("b", "y"), ("Response A", "x"), ("assistant_b", "y"), ("model_b", "y")]
+)
 @pytest.mark.parametrize("field", ["preferred", "preference", "winner"])
 def test_a_letter_says_which_answer_is_better(field, label, better):
     record = {"prompt": "P", "response_a": "x", "response_b": "y", field: label}
     assert parse_pair(record, where="x:1").chosen == better
-    with pytest.raises(UselessRecord, match="neither answer is better"):
-        parse_pair(record | {field: "tie"}, where="x:1")
+    for tie in ("tie", "Tie (bothbad)", "equal", None, ""):
+        with pytest.raises(UselessRecord, match="neither answer is better"):
+            parse_pair(record | {field: tie}, where="x:1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "label", "value", "shown"),
+    [
+        (("response_a", "response_b"), "winner", "b is better", "'b is better'; wanted A or B"),
+        (("response_a", "response_b"), "preferred", 1, "1; wanted A or B"),
+        (("conversation_a", "conversation_b"), "winner", [], r"\[\]; wanted A or B"),
+        (("response_0", "response_1"), "better_response_id", 2, "2; wanted 0 or 1"),
+        (("human_ref_A", "human_ref_B"), "labels", "A", "'A'; wanted 1 or 0"),
+        (("response_1", "response_2"), "preference_strength", "better", "'better'; wanted a number"),
+        (("response_1", "response_2"), "preference_strength", 10**400, "1000.*; wanted a number"),
+    ],
+)
+def test_a_label_that_is_not_understood_is_no_tie(fields, label, value, shown):
+    record = {"prompt": "P", **dict(zip(fields, "xy", strict=True)), label: value}
+    with pytest.raises(InvalidRecord, match=f'x:1: has the label "{label.lower()}": {shown}') as caught:
+        parse_pair(record, where="x:1")
+    assert caught.value.note == UNKNOWN
+
+
+@pytest.mark.parametrize("label", [1, "1", "1.0", 1.0, True])
+def test_a_number_of_a_label_may_be_written_as_tables_do(label):
+    record = {"prompt": "P", "response_0": "x", "response_1": "y", "better_response_id": label}
+    assert parse_pair(record, where="x:1").chosen == "y"
 
 
 @pytest.mark.parametrize("numbers", ["scores", "ratings", "rewards"])
@@ -235,7 +327,7 @@ def test_no_name_of_a_field_begins_a_line_of_a_message(record):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("strength", [0, None, "better", float("nan"), 10**400])
+@pytest.mark.parametrize("strength", [0, "0.0", None, "", float("nan"), "tie"])
 def test_preferences_that_prefer_nothing_are_left_out(strength):
     record = {"prompt": "P", "response_1": "A", "response_2": "B", "preference_strength": strength}
     with pytest.raises(UselessRecord, match="neither answer is better"):

@@ -13,7 +13,6 @@ from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import write_sum_beside
 from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
@@ -199,28 +198,27 @@ def test_verify_lists_files_of_which_nothing_is_known(run: Path, tmp_path: Path,
     assert capsys.readouterr().out.endswith("nothing is known of it: README.md\n")
 
 
-def test_file_with_its_sum_beside_it_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """As a GGUF, by its own name, by that of its sum, and in its directory."""
-    file, own = tmp_path / "x.gguf", tmp_path / "x.gguf.sha256"
-    file.write_bytes(bytes(99))
-    write_sum_beside(file, file)
-    assert own.read_text() == f"{file_sha256(file)}  x.gguf\n"
-    for path in (file, own, tmp_path):
-        assert verify(path) == []
-        assert capsys.readouterr().out == f"{file} is unchanged\n"
-    for damaged in (file, own):
-        content = damaged.read_bytes()
-        for place in range(len(content)):
-            damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-            (problem,) = verify(tmp_path)
-            assert damaged.name in problem, place
-        damaged.write_bytes(content)
-    file.unlink()
-    assert verify(own) == [f"{file} cannot be read (No such file or directory)"]
-    file.write_bytes(bytes(99))
-    own.unlink()
-    with pytest.raises(UserError, match=r"there is no x\.gguf\.sha256 beside it"):
-        verify(file)
+@pytest.mark.parametrize("name", ["console.log", "goodput.jsonl", "tensorboard/events"])
+def test_start_tells_of_every_log_that_is_shorter_or_gone(run: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    path = run / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a" * 50)
+    save_step(run, 2)
+    with path.open("a") as file:
+        file.write("b" * 50)
+    save_step(run, 3)
+    for content, said in (
+        ("a" * 50 + "b" * 49, f"{path} has 99 bytes; 100 were written when step 3 was saved. The run"),
+        ("a" * 49 + "c" + "b" * 49, "has 99 bytes; 100 were written when step 3 was saved. What is left has changed"),
+        (None, f"{name} of {run} is missing"),
+    ):
+        path.write_text(content) if content else path.unlink()
+        warn_of_changed_logs(run)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("warning: ")
+        assert said in line
+        if content and "c" in content:
+            assert "bytes 0 and 50, of the time from when it began until step 2 was saved" in line
 
 
 def test_start_that_sums_a_changed_log_anew_tells_of_it(run: Path, capsys: pytest.CaptureFixture[str]):

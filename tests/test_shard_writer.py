@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from data_pipelines.output.shard_writer import SplitWriter, WriteState, open_split_writers, write_manifest
+from data_pipelines.output.shard_writer import SplitWriter, WriteState, are_on_disk, open_split_writers, write_manifest
 from data_pipelines.runtime.options import ShardOptions
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
@@ -34,7 +34,7 @@ def test_split_writer_continues_from_any_state(tmp_path, seed):
     """Tokens that were appended after `sync` are written again, or others: it does not show."""
     rng, state, done = random.Random(seed), WriteState(), 0
     while done < len(TOKENS):
-        assert state.is_on_disk(tmp_path)
+        assert are_on_disk(tmp_path, [state])
         writer = open_writer(tmp_path, state)
         for _ in range(rng.randrange(1, 4)):
             step = rng.choice([0, 1, 50, 100, 230])
@@ -71,12 +71,14 @@ def test_write_state_notices_missing_files(tmp_path):
     writer.close()
     for name in ("train_000000.bin", "train_000002.bin", "train.documents", "train.scored"):
         content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b"x")
+        assert are_on_disk(tmp_path, [state]) == (name != "train_000000.bin"), "all others are cut"
         (tmp_path / name).write_bytes(content[:-1])
-        assert not state.is_on_disk(tmp_path)
+        assert not are_on_disk(tmp_path, [state])
         (tmp_path / name).unlink()
-        assert not state.is_on_disk(tmp_path)
+        assert not are_on_disk(tmp_path, [state])
         (tmp_path / name).write_bytes(content)
-    assert state.is_on_disk(tmp_path)
+    assert are_on_disk(tmp_path, [state])
 
 
 def make_options(directory, **options):

@@ -11,6 +11,7 @@ from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.extend_tokenizer import ExtendTokenizer, extend_tokenizer
 from data_pipelines.train_tokenizer import TrainTokenizer, train_tokenizer
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import read_sums, sum_directory, sum_files
 from gptjax.tokenization.tokenizer import Bytes, Chars, load_tokenizer
 
 CHAT_NAMES = ["<|im_start|>", "<|im_end|>"]
@@ -58,6 +59,18 @@ def test_extended_tokenizer_keeps_every_id(tmp_path, capsys):
     for other in (Bytes(), Chars.from_text("abc")):
         with pytest.raises(UserError, match="cannot take special tokens"):
             other.with_special_tokens(CHAT_NAMES)
+
+
+@pytest.mark.parametrize("others", [[], ["config.json", "model.safetensors"]])
+def test_tokenizer_that_is_extended_in_its_place_is_read_and_whole(tmp_path, others):
+    train_bpe(make_texts(), vocab_size=300).save(tmp_path)
+    for name in others:
+        (tmp_path / name).write_text("{}")
+    sum_directory(tmp_path)
+    made = extend_tokenizer(ExtendTokenizer(tokenizer=str(tmp_path), output=tmp_path))
+    assert load_tokenizer(tmp_path).fingerprint == made.fingerprint
+    sums, _ = read_sums(tmp_path)
+    assert sums == sum_files(tmp_path, ["tokenizer.json", *others])
 
 
 def test_commands_print_special_tokens_and_notes(tmp_path):

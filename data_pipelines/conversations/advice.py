@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.fields import LONGEST_NAME, suggest_renaming
+from data_pipelines.readers.formats.json_lines import SUFFIXES
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, write_header
 from data_pipelines.readers.formats.text_files import write_filter
 from gptjax.tokenization.messages import CONTENT_KEYS, ROLE_KEYS
@@ -30,9 +31,14 @@ def suggest_grouping(record: Mapping[str, Any], *, where: str) -> str:
     if record.keys().isdisjoint(ROLE_KEYS[:4]) or record.keys().isdisjoint(CONTENT_KEYS) or not path.name:
         return ""
     group = next((name for name in _GROUPS if name in record), None)
-    each = "" if group is None else f"group_by(.{group})[] | "
-    command = write_filter(f"jq -cs '{each}{{messages: .}}'", path)
-    return f" It is a single message; a record is a whole conversation: {command}"
+    if group is None:
+        advice = f" Group the messages by a field that names their conversation, such as {_GROUPS[0]}."
+    elif path.name.lower().endswith(SUFFIXES) and path.is_file():
+        command = write_filter(f"jq -cs 'group_by(.{group})[] | {{messages: .}}'", path)
+        return f" It is a single message; a record is a whole conversation: {command}"
+    else:
+        advice = f" Make one record of the messages with one {group}."
+    return f' It is a single message; a record is a whole conversation, {{"messages": [...]}}.{advice}'
 
 
 def find_path(where: str) -> Path:

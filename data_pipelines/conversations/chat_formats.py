@@ -33,6 +33,7 @@ from gptjax.tokenization.messages import (
     UselessRecord,
     check_turns,
     check_utf8,
+    find_role,
     has_reasoning,
     join_parts,
     read_messages,
@@ -44,6 +45,7 @@ FIELDS = (
 )
 """In lower case; the names in files may have capitals and blanks."""
 _KNOWN = frozenset(FIELDS)
+_QUESTIONS, _ANSWERS, _NO_FIELDS = frozenset(QUESTIONS), frozenset(ANSWERS), frozenset((*LISTS, *TREE_FIELDS))
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -58,9 +60,6 @@ _CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
 """Fields beside which the turns of another field are not the whole record."""
 _TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "response"}
 """Other names of fields in a turn that holds a question and its answer."""
-
-
-_QUESTIONS, _ANSWERS, _NO_FIELDS = frozenset(QUESTIONS), frozenset(ANSWERS), frozenset((*LISTS, *TREE_FIELDS))
 
 
 class ParsedConversation(NamedTuple):
@@ -167,7 +166,7 @@ def _find_fields(record: dict[str, Any]) -> tuple[str | None, str | None]:
 def _read_list(record: dict[str, Any], key: str, *, where: str) -> list[Any]:
     """Messages of a list, of turns that hold question and answer, or of a text with marks of who speaks."""
     value = record[key]
-    found = _parse_json(value)
+    found = parse_json(value)
     if isinstance(found, list):
         if not found or not all(map(_is_turn, found)):
             return found
@@ -216,7 +215,7 @@ def parse_lists(record: Any) -> Any:
     """A record with the lists of messages that a table holds as text; other texts that are lists stay texts."""
     if not isinstance(record, dict) or not any(_begins_as_list(value) for value in record.values()):
         return record
-    found = {key: _parse_json(value) for key, value in record.items() if _begins_as_list(value)}
+    found = {key: parse_json(value) for key, value in record.items() if _begins_as_list(value)}
     return record | {
         key: value for key, value in found.items() if isinstance(value, list) and value and all(map(_speaks, value))
     }
@@ -239,7 +238,7 @@ def is_labelled(record: dict[str, Any]) -> bool:
     return str(record.get(LABEL)).lower() in ("true", "false")
 
 
-def _parse_json(value: Any) -> Any:
+def parse_json(value: Any) -> Any:
     """A list that a table holds as JSON or, as pandas writes it, as Python; other values as they are."""
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -249,7 +248,7 @@ def _parse_json(value: Any) -> Any:
 
 def _parse_python(text: str) -> Any:
     """A list of Python's literals, or the text as it is. An array of NumPy has line ends in place of commas."""
-    if not text.startswith("[{"):
+    if not text.startswith(("[{", "[[")):
         return text
     with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         warnings.simplefilter("ignore")  # of escapes that are none
@@ -280,7 +279,8 @@ def _read_text(record: dict[str, Any], key: str, *, where: str) -> str:
 
 def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     """Messages of the turns before the question: Alpaca's pairs, or messages."""
-    history = _parse_json(record.get("history")) or []
+    history = record.get("history")
+    history = (parse_json(history) if not isinstance(history, str) or history.strip() else None) or []
     if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
         return history
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
@@ -289,22 +289,29 @@ def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     return [message for question, answer in history for message in _make_turn(question, answer)]
 
 
+def add_history(history: list[Any], turns: list[Any]) -> list[Any]:
+    """The turns after those before them, unless they repeat these. A message of the system stays the first."""
+    count = int(bool(turns) and find_role(turns[0]) == "system")
+    if turns[count : count + len(history)] == history:
+        return turns
+    return [*turns[:count], *history, *turns[count:]]
+
+
 def _make_turn(question: Any, answer: Any) -> list[Any]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) -> list[Any]:
     """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
-    question = record[key]
+    question, history = record[key], read_history(record, where=where)
     if isinstance(question, list) or isinstance(answer, list):  # TRL's prompt and completion
         as_list = lambda value, role: value if isinstance(value, list) else [{"role": role, "content": value}]
-        return [*as_list(question, "user"), *as_list(answer, "assistant")]
+        return add_history(history, [*as_list(question, "user"), *as_list(answer, "assistant")])
     if isinstance(question, str):
         question = add_context(record, key, where=where)
-    history = read_history(record, where=where)
     if (turns := split_question(question, where=where)) is not None:
         answer = answer.strip() if isinstance(answer, str) else answer  # a blank is part of the mark before it
-        return [*history, *turns, {"role": "assistant", "content": answer}]
+        return add_history(history, [*turns, {"role": "assistant", "content": answer}])
     return [*history, *_make_turn(question, answer)]
 
 

@@ -1,7 +1,7 @@
 """Conversations that are written as one text with marks of who speaks, as many sets for fine-tuning are."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gptjax.core.errors import quote
@@ -29,12 +29,9 @@ _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _ROLES = ROLE_NAMES | {"instruction": "user", "input": "user", "response": "assistant"}
 _ROLES |= {"inst": "user", "/inst": "assistant", "function response": "function"}
 
-_HELPSTEER2 = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
-LEFT_MARKS = (
-    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),
-    *("[/INST]", "<|user|>", "<|assistant|>", "<extra_id_1>", "\n\nAssistant:", "### Assistant:", "### Response:"),
-)
-"""What tells that a content holds turns or tokens of a template, which are learned as letters."""
+_HELPSTEER2 = re.compile(r"(?:\A|\n)<extra_id_[01]>(System|User|Assistant)(?:\n|\Z)")
+_LEFT_WORDS = (r"<extra_id_\d>", r"\n\nAssistant:", r"### Assistant:", r"### Response:")
+_OPEN = {"role": "assistant", "content": ""}
 
 Turns = list[dict[str, str]]
 
@@ -70,17 +67,30 @@ def split_question(text: Any, *, where: str) -> Turns | None:
     """Messages of a question in which the turns before it stand, too; None for others.
 
     HelpSteer2 begins with the user and has the marks `\\n<extra_id_1>Assistant\\n` and `…User\\n`. HH-RLHF's prompts
-    begin with `Human:` and end with `Assistant:`.
+    begin with `Human:` and end with `Assistant:`. A mark at the end opens the answer and is no turn.
     """
     if not isinstance(text, str):
         return None
     first, *parts = _HELPSTEER2.split(text)
     if parts:
         later = zip(parts[::2], parts[1::2], strict=True)
-        return [{"role": "user", "content": first}, *({"role": name.lower(), "content": said} for name, said in later)]
-    if not text.lstrip().startswith("Human:") or not text.rstrip().endswith("\n\nAssistant:"):
+        turns = [{"role": "user", "content": first}, *({"role": name.lower(), "content": said} for name, said in later)]
+        turns = [turn for turn in turns[:-1] if turn["content"] or turn["role"] == "assistant"] + turns[-1:]
+    elif text.lstrip().startswith("Human:") and text.rstrip().endswith("\n\nAssistant:"):
+        turns = split_speakers(text, where=where)
+        if turns[-1] != _OPEN:  # the name is inside a turn, because another name is the assistant's
+            return None
+    else:
         return None
-    return split_speakers(text, where=where)[:-1]
+    return turns[:-1] if turns[-1] == _OPEN else turns
+
+
+def find_marks(names: Iterable[str]) -> re.Pattern[str]:
+    """What tells that a content holds turns, or tokens of a template with these `names`, which are learned as letters.
+
+    Every alternative begins with a letter that is no pattern, so that a search looks for these few letters only.
+    """
+    return re.compile("|".join([_END, *TOKENS.values(), *_LEFT_WORDS, *map(re.escape, names)]))
 
 
 def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:

@@ -5,16 +5,16 @@ What workers need to encode records is here and in `block_encoder`, apart from t
 
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_pipelines.conversations.chat_formats import parse_conversation
-from data_pipelines.conversations.dialogue_text import LEFT_MARKS
+from data_pipelines.conversations.dialogue_text import find_marks
 from data_pipelines.conversations.preference_formats import EQUAL, read_pair
 from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids
-from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.messages import UselessRecord, has_reasoning
+from gptjax.tokenization.messages import SKIPPED, InvalidRecord, UselessRecord, has_reasoning
 from gptjax.tokenization.tokenizer import Tokenizer
 
 EMPTY_MESSAGE = "conversations have an empty message, which was kept"
@@ -23,11 +23,12 @@ REASONING = "pairs have reasoning beside a content, which was left out"
 EMPTY_IN_PAIR = "pairs have an empty message, which was kept"
 MARKS = "conversations have marks of turns inside a content, such as those of a template, which were kept as text"
 MARKS_IN_PAIR = f"pairs{MARKS.removeprefix('conversations')}"
+NO_CHAT = f"{SKIPPED}messages, for which the tokenizer has no tokens"
+TURNS_FOR_TEXT = (
+    "it has messages, and the pairs at the beginning are plain text, so the tokenizer got no tokens of a chat. Give it "
+    "them: python -m data_pipelines.extend_tokenizer --help."
+)
 TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
-
-
-def _has_marks(message: Message) -> bool:
-    return any(mark in message.content for mark in LEFT_MARKS)
 
 
 class Example(NamedTuple):
@@ -45,12 +46,17 @@ class EncodeConversation:
     encoder: ChatEncoder
     renamed: Mapping[str, str]
 
+    @functools.cached_property
+    def marks(self) -> re.Pattern[str]:
+        """Those of turns, and of the template that is written."""
+        return find_marks(self.encoder.template.special_tokens)
+
     def __call__(self, record: Any, where: str) -> Example:
         messages, unscored, left_out = parse_conversation(record, where=where, renamed=self.renamed)
         found = {
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
-            MARKS: any(map(_has_marks, messages)),
+            MARKS: any(self.marks.search(message.content) for message in messages),
         }
         document = self.encoder.encode_conversation(messages, unscored=unscored)
         notes = (*left_out, *(note for note, is_true in found.items() if is_true))
@@ -69,8 +75,17 @@ class EncodePair:
         """Made when it is needed: plain text needs no special tokens of a chat."""
         return ChatEncoder(self.tokenizer)
 
+    @functools.cached_property
+    def marks(self) -> re.Pattern[str]:
+        """Those of turns, and of the template that is written."""
+        return find_marks(self.chat.template.special_tokens)
+
     def __call__(self, record: Any, where: str) -> Example:
-        (prompt, *completions), left_out = read_pair(record, where=where, renamed=self.renamed)
+        is_for_text = self.tokenizer.chat_template is None
+        pair, left_out = read_pair(record, where=where, renamed=self.renamed, keeps_text=is_for_text)
+        prompt, *completions = pair
+        if is_for_text and isinstance(prompt, list):
+            raise InvalidRecord(f"{where}: {TURNS_FOR_TEXT}", NO_CHAT)
         documents = [self._encode(prompt, completion) for completion in completions]
         if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
             raise UselessRecord(EQUAL)
@@ -79,9 +94,9 @@ class EncodePair:
         given = [item for value in record.values() if isinstance(value, list) for item in value]
         found = {
             REASONING: any(map(has_reasoning, given)),
-            TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
+            TEXT_FOR_CHATS: is_text and not is_for_text,
             EMPTY_IN_PAIR: not all(message.content.strip() for message in said),
-            MARKS_IN_PAIR: any(map(_has_marks, said)),
+            MARKS_IN_PAIR: any(self.marks.search(message.content) for message in said),
         }
         return Example(repr(prompt), documents, (*left_out, *(note for note, is_true in found.items() if is_true)))
 

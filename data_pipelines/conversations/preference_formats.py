@@ -12,24 +12,24 @@ from data_pipelines.conversations.chat_formats import (
     find_system,
     is_labelled,
     parse_conversation,
+    parse_json,
     parse_lists,
     read_history,
 )
 from data_pipelines.conversations.dialogue_text import split_question, split_speakers
 from data_pipelines.conversations.field_names import ADDED, QUESTIONS, SYSTEM
 from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
-from data_pipelines.conversations.public_pairs import find_public_pair
+from data_pipelines.conversations.public_pairs import find_public_pair, parse_texts
 from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
-    ROLE_KEYS,
-    ROLE_NAMES,
     SKIPPED,
     WRONG_TURNS,
     InvalidRecord,
     UselessRecord,
     check_turns,
     check_utf8,
+    find_role,
     read_messages,
 )
 
@@ -69,37 +69,106 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
     return read_pair(record, where=where, renamed=renamed)[0]
 
 
-def read_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> tuple[Pair, tuple[str, ...]]:
-    """`parse_pair`, with notes on what was left out."""
+def read_pair(
+    record: Any, *, where: str, renamed: Mapping[str, str] = {}, keeps_text: bool = False
+) -> tuple[Pair, tuple[str, ...]]:
+    """`parse_pair`, with notes on what was left out. `keeps_text`: marks of who speaks stay a part of the texts."""
     record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
-    prompt, chosen, rejected = _find_sides(record, where=where)
-    chosen, rejected = ([side] if isinstance(side, dict) else side for side in (chosen, rejected))  # a single message
-    if chosen is not None and chosen == rejected:
+    given = _find_sides(record, where=where)
+    if given.chosen is not None and given.chosen == given.rejected:
         raise UselessRecord(EQUAL)
-    if (pair := _split_sides(prompt, chosen, rejected, where=where)) is None:
-        raise _explain_sides(record, prompt, chosen, rejected, where=where)
-    pair = _add_system(pair, record, where=where)
-    found = {OTHER_SYSTEM: _has_other_system(record, pair), OTHER_CONTENT: _has_other_content(record, pair)}
+    is_prompt = _is_prompt(record.get("history")) and given.prompt == record["history"]
+    history = [] if is_prompt else read_history(record, where=where)
+    is_text = keeps_text and not history and not any(isinstance(part, list) for part in given)
+    turns = given if is_text else _make_turns(given, history, where=where)
+    if (pair := _split_sides(turns, where=where)) is None:
+        raise _explain_sides(record, *given, where=where)
+    pair = _add_before(pair, history, find_system(record, where=where), where=where)
+    used = given.prompt if isinstance(given.prompt, str) and turns.prompt is not given.prompt else ""
+    found = {OTHER_SYSTEM: _has_other_system(record, pair), OTHER_CONTENT: _has_other_content(record, pair, used)}
     return pair, tuple(note for note, is_true in found.items() if is_true)
 
 
-def _split_sides(prompt: Any, chosen: Any, rejected: Any, *, where: str) -> Pair | None:
+def _find_sides(record: dict[str, Any], *, where: str) -> Pair:
+    """Prompt, chosen and rejected as the record has them, under the names of public sets; None for what it lacks."""
+    if "preferred_output" in record:  # OpenAI's
+        given = record.get("input")
+        prompt = given.get("messages") if isinstance(given, dict) else given
+        sides = [record["preferred_output"], record.get("non_preferred_output")]
+    else:
+        sides = [next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values()]
+        found = find_public_pair(record, has_sides=None not in sides, where=where)
+        prompt, *sides = found or (None, *sides)
+        prompt = _find_prompt(record, where=where) if prompt is None else prompt
+    return Pair(prompt, *([side] if isinstance(side, dict) else side for side in sides))  # a single message
+
+
+def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
+    """The prompt with what belongs to it, such as Alpaca's `input`. SHP's is the text of a history."""
+    key = next((key for key in (*QUESTIONS, "conversations", "input") if record.get(key) is not None), None)
+    if key is None:
+        return record["history"] if _is_prompt(record.get("history")) else None
+    if key == "input" and not isinstance(record["input"], str):
+        return None
+    return add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
+
+
+def _is_prompt(history: Any) -> bool:
+    return isinstance(history, str) and bool(history.strip()) and not isinstance(parse_json(history), list)
+
+
+def _make_turns(given: Pair, history: list[Any], *, where: str) -> Pair:
+    """Lists of messages where a part is such a list, holds earlier turns or follows a history; texts for others."""
+    prompt, *sides = given
+    if prompt is None and all(isinstance(side, str) and _SPEAKER.match(side) for side in sides):
+        sides = [split_speakers(side, where=where) for side in sides]
+    if any(isinstance(side, list) and find_role((side or [None])[0]) != "assistant" for side in sides):
+        return Pair(prompt, *sides)  # the sides hold it
+    turns = split_question(prompt, where=where) if isinstance(prompt, str) else prompt or history or None
+    if turns is None and prompt is not None and (history or all(isinstance(side, list) for side in sides)):
+        turns = [{"role": "user", "content": prompt}]
+    if not isinstance(turns, list):
+        return Pair(prompt, *sides)
+    named = zip(SIDES, sides, strict=True)
+    return Pair(
+        turns,
+        *(_answer(side, where=f'{where}: "{name}"') if isinstance(side, str) else side for name, side in named),
+    )
+
+
+def _answer(text: str, *, where: str) -> list[Any]:
+    """A text as the assistant's message, without the blank that is part of a mark before it."""
+    if not text.strip():
+        raise InvalidRecord(f"{where} is blank.", BLANK)
+    return [{"role": "assistant", "content": text.strip()}]
+
+
+def _split_sides(given: Pair, *, where: str) -> Pair | None:
     """The pair of a prompt, which may be missing, and two sides; None for values of other types."""
-    match prompt, chosen, rejected:
-        case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
-            sides = (split_speakers(side, where=where) for side in (chosen, rejected))
-            return _split_by_common_turns(*sides, where=where)
+    match given:
         case list(), list(), list():
-            return _split_lists(prompt, chosen, rejected, where=where)
-        case str(), list(), list() if not _begins_with_user(chosen):
-            return _split_lists([{"role": "user", "content": prompt}], chosen, rejected, where=where)
+            return _split_lists(*given, where=where)
         case str() | None, list(), list():
-            return _split_by_common_turns(chosen, rejected, where=where)
+            return _split_by_common_turns(given.chosen, given.rejected, where=where)
         case str() | None, str(), str():
-            return _check_strings(prompt, chosen, rejected, where=where)
+            return _check_strings(*given, where=where)
     return None
+
+
+def _add_before(pair: Pair, history: list[Any], system: str, *, where: str) -> Pair:
+    """The pair with the turns before its prompt, unless it repeats these, and with the text of the system in front,
+    unless it begins with one."""
+    if isinstance(pair.prompt, str):
+        return pair._replace(prompt=check_utf8(f"{system}\n\n{pair.prompt}", where=where)) if system else pair
+    before = read_messages(history, where=f'{where}: "history"') if history else []
+    (first, spoken), (own, earlier) = _split_system(pair.prompt), _split_system(before)
+    first = [*dict.fromkeys((*first, *own))]  # two of them are refused
+    if system and not first:
+        first = [Message("system", check_utf8(system, where=where))]
+    earlier = [] if spoken[: len(earlier)] == earlier else earlier
+    return _check_messages(pair._replace(prompt=[*first, *earlier, *spoken]), where=where)
 
 
 def _explain_sides(record: dict[str, Any], prompt: Any, chosen: Any, rejected: Any, *, where: str) -> InvalidRecord:
@@ -127,58 +196,6 @@ def _suggest_chat(record: dict[str, Any]) -> str:
     return ""
 
 
-def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
-    """(prompt, chosen, rejected) under the names of public sets."""
-    if "preferred_output" in record:  # OpenAI's
-        given = record.get("input")
-        messages = given.get("messages") if isinstance(given, dict) else given
-        return messages, record["preferred_output"], record.get("non_preferred_output")
-    sides = [next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values()]
-    if (found := find_public_pair(record, has_sides=None not in sides, where=where)) is not None:
-        prompt, *sides = found
-        prompt = _find_prompt(record, where=where) if prompt is None else prompt
-        prompt = record.get("history") if prompt is None else prompt  # SHP's
-    else:
-        prompt = _find_prompt(record, where=where)
-    if prompt is not None and not any(isinstance(side, list) and _begins_with_user(side) for side in sides):
-        turns = _find_turns(record, prompt, where=where)
-        if turns is not None:
-            prompt, sides = turns, [[_answer(side)] if isinstance(side, str) else side for side in sides]
-    return prompt, sides[0], sides[1]
-
-
-def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
-    """The prompt with what belongs to it, such as Alpaca's `input`."""
-    key = next((key for key in (*QUESTIONS, "conversations") if record.get(key) is not None), None)
-    if key is None:
-        return add_context(record, "input", where=where) if isinstance(record.get("input"), str) else None
-    return add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
-
-
-def _find_turns(record: dict[str, Any], prompt: Any, *, where: str) -> list[Any] | None:
-    """Messages of a prompt that is a list of them, holds earlier turns or follows a history; None for others."""
-    history = [] if isinstance(record.get("history"), str) else read_history(record, where=where)  # SHP's is the prompt
-    turns = prompt if isinstance(prompt, list) else split_question(prompt, where=where)
-    if turns is None and history:
-        turns = [{"role": "user", "content": prompt}]
-    return None if turns is None else [*history, *turns]
-
-
-def _answer(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text.strip()}
-
-
-def _add_system(pair: Pair, record: dict[str, Any], *, where: str) -> Pair:
-    """The pair with the text of the system in front, unless it begins with one: as a text or as a message."""
-    if not (system := find_system(record, where=where)):
-        return pair
-    if isinstance(pair.prompt, str):
-        return pair._replace(prompt=check_utf8(f"{system}\n\n{pair.prompt}", where=where))
-    if pair.prompt[0].role == "system":
-        return pair
-    return pair._replace(prompt=[Message("system", check_utf8(system, where=where)), *pair.prompt])
-
-
 def _has_other_system(record: dict[str, Any], pair: Pair) -> bool:
     """Whether a text of the system in a field is not that of the pair."""
     first = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[0].content
@@ -186,21 +203,25 @@ def _has_other_system(record: dict[str, Any], pair: Pair) -> bool:
     return any(text not in first for text in texts)
 
 
-def _has_other_content(record: dict[str, Any], pair: Pair) -> bool:
-    """Whether a record has a question or an answer in a field that no part of the pair holds."""
-    said = [
+def _has_other_content(record: dict[str, Any], pair: Pair, used: str) -> bool:
+    """Whether a record has a question in a field that no part of the pair holds, nor the text that became turns."""
+    said = [used] + [
         item if isinstance(item, str) else item.content
         for part in pair
         for item in ([part] if isinstance(part, str) else part)
     ]
-    texts = [text.strip() for key in _BESIDE if isinstance(text := record.get(key), str)]
-    return any(all(text not in held for held in said) for text in texts)
+    names = (*_BESIDE, "history") if _is_prompt(record.get("history")) else _BESIDE
+    texts = [text for key in names for text in _find_texts(record.get(key))]
+    return any(all(text.strip() not in held for held in said) for text in texts)
 
 
-def _begins_with_user(messages: list[Any]) -> bool:
-    first = messages[0] if messages and isinstance(messages[0], dict) else {}
-    role = next((first[key] for key in ROLE_KEYS if first.get(key) is not None), "")
-    return ROLE_NAMES.get(str(role).lower()) != "assistant"
+def _find_texts(value: Any) -> list[str]:
+    """A text, or those of the turns or of the list that it holds."""
+    turns: list[Any] | None = None
+    with contextlib.suppress(InvalidRecord):
+        turns = split_question(value, where="")
+    texts = [turn["content"] for turn in turns] if turns else parse_texts(value) or [value]
+    return [text for text in texts if isinstance(text, str)] if isinstance(value, str) else []
 
 
 def _split_by_common_turns(chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:
@@ -220,7 +241,7 @@ def _split_messages(first: list[Message], second: list[Message], *, where: str) 
         raise InvalidRecord(
             f'{where}: "chosen" and "rejected" begin with different messages, so there is no prompt.', NO_PROMPT
         )
-    return _check_messages(Pair(first[:count], first[count:], second[count:]), where=where)
+    return Pair(first[:count], first[count:], second[count:])
 
 
 def count_common(first: Sequence[Any], second: Sequence[Any]) -> int:
@@ -236,12 +257,12 @@ def _split_lists(prompt: list[Any], chosen: list[Any], rejected: list[Any], *, w
     (system, spoken), *bare = (_split_system(messages) for messages in (given, *sides))
     if spoken and all(rest[: len(spoken)] == spoken for _, rest in bare):
         return _split_messages(*([*(system or own), *rest] for own, rest in bare), where=where)
-    return _check_messages(Pair(given, *sides), where=where)
+    return Pair(given, *sides)
 
 
 def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
     """The system's message that a conversation may begin with, and the others."""
-    count = int(messages[0].role == "system")
+    count = int(bool(messages) and messages[0].role == "system")
     return messages[:count], messages[count:]
 
 

@@ -3,59 +3,71 @@
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from data_pipelines.conversations.field_names import QUESTIONS
 from data_pipelines.conversations.public_sets import FIELDS as ANSWER_FIELDS
-from data_pipelines.conversations.public_sets import RATINGS, rank_answers, split_prompt
-from gptjax.core.errors import count_of
+from data_pipelines.conversations.public_sets import RATINGS, rank_answers
+from gptjax.core.errors import count_of, quote
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord, UselessRecord
 
 
+class Rule(NamedTuple):
+    """How labels are understood: what is wanted of them, and a function of their numbers or words in lower case.
+
+    It gives a number: positive where the first answer is better, negative where the second is. None: not understood.
+    """
+
+    wanted: str
+    prefer: Callable[..., float | None]
+
+
 class Comparison(NamedTuple):
-    """Fields of two answers and of labels. `prefer` gives of the labels a number: positive where the first is better,
-    negative where the second is, 0 for neither."""
+    """Fields of two answers, and of the labels that say which is better."""
 
     first: str
     second: str
     labels: tuple[str, ...]
-    prefer: Callable[..., float]
+    rule: Rule
     is_first: bool = False
     """Whether it comes before fields that say which answer is chosen."""
 
 
-def _match(first: Any, second: Any) -> Callable[[Any], float]:
-    """The label of the first answer and that of the second, numbers also as a table writes them."""
-
-    def prefer(label: Any) -> float:
-        value = int(label) if isinstance(label, str) and label.isdecimal() else label
-        return float(value == first) - float(value == second) if isinstance(value, int | float | str) else 0.0
-
-    return prefer
+TIES = ("tie", "tie (bothbad)", "tie (both bad)", "bothbad", "both bad", "both_bad", "both", "equal", "same", "draw")
+NO_LABELS = ("", "none", "neither", "null", "nan")
+_LETTER = re.compile(r"(?:(?:model|response|assistant|answer|option|conversation|output|completion)[ _-]?)?([ab])")
 
 
-def _match_letter(label: Any) -> float:
-    """A label that names an answer by its letter: A, model_a or response_a."""
-    word = str(label).strip().lower()
-    known = [f"{before}{letter}" for letter in "ab" for before in ("", "model_", "response_")]
-    return (1.0 if word.endswith("a") else -1.0) if word in known else 0.0
+def _match(first: float, second: float, *, ties: tuple[float, ...] = ()) -> Rule:
+    """The label of the first answer and that of the second."""
+    preferred = {first: 1.0, second: -1.0} | dict.fromkeys(ties, 0.0)
+    return Rule(f"{first:g} or {second:g}", preferred.get)
 
 
+def _match_letter(label: Any) -> float | None:
+    found = _LETTER.fullmatch(label) if isinstance(label, str) else None
+    return None if found is None else 1.0 if found[1] == "a" else -1.0
+
+
+def _subtract(first: Any, second: Any) -> float | None:
+    return None if isinstance(first, str) or isinstance(second, str) else first - second
+
+
+LETTER = Rule("A or B, as in model_a, or tie", _match_letter)
+STRENGTH = Rule("a number, negative for the first", lambda label: _subtract(0.0, label))
+SCORES = Rule("two numbers", _subtract)
 COMPARISONS = (
     Comparison("response_0", "response_1", ("better_response_id",), _match(0, 1), True),  # PKU-SafeRLHF
     Comparison("human_ref_a", "human_ref_b", ("labels",), _match(1, 0), True),  # SHP
-    Comparison("conversation_a", "conversation_b", ("winner",), _match("model_a", "model_b"), True),  # LMSYS's arena
-    Comparison("output_1", "output_2", ("preference",), _match(1, 2), True),  # AlpacaFarm
-    Comparison("response_1", "response_2", ("preference_strength",), lambda label: -_to_number(label)),  # HelpSteer2
-    Comparison("response1", "response2", ("overall_preference",), lambda label: -_to_number(label)),  # HelpSteer3
-    Comparison("answer_0", "answer_1", ("score_0", "score_1"), lambda *scores: _subtract(*scores)),  # WebGPT
-    Comparison(  # the arena's competition: two lists of answers, and a 1 for the better one
-        "response_a", "response_b", ("winner_model_a", "winner_model_b"), lambda *scores: _subtract(*scores)
-    ),
-    *(
-        Comparison("response_a", "response_b", (label,), _match_letter)
-        for label in ("preferred", "preference", "winner")
-    ),
+    Comparison("conversation_a", "conversation_b", ("winner",), LETTER, True),  # LMSYS's arena
+    Comparison("output_1", "output_2", ("preference",), _match(1, 2, ties=(0, 1.5)), True),  # AlpacaFarm
+    Comparison("response_1", "response_2", ("preference_strength",), STRENGTH),  # HelpSteer2
+    Comparison("response1", "response2", ("overall_preference",), STRENGTH),  # HelpSteer3
+    Comparison("answer_0", "answer_1", ("score_0", "score_1"), SCORES),  # WebGPT
+    Comparison("response_a", "response_b", ("winner_model_a", "winner_model_b"), SCORES),  # the arena's competition
+    *(Comparison("response_a", "response_b", (label,), LETTER) for label in ("preferred", "preference", "winner")),
 )
 FIELDS = (
     *(name for first, second, labels, *_ in COMPARISONS for name in (first, second, *labels)),
@@ -64,6 +76,7 @@ FIELDS = (
 NEITHER = "pairs skipped: their label says that neither answer is better"
 ONE_SCORE = "pairs skipped: all completions have one score"
 UNEQUAL = f"{SKIPPED}not as many answers as questions"
+UNKNOWN = f"{SKIPPED}a label that is not understood"
 
 
 def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> tuple[Any, Any, Any] | None:
@@ -72,15 +85,45 @@ def find_public_pair(record: dict[str, Any], *, has_sides: bool, where: str) -> 
     `has_sides`: whether the record has fields of a chosen and a rejected answer, too.
     Raises `UselessRecord` where no answer is better, and `InvalidRecord`, beginning with `where`.
     """
-    for first, second, labels, prefer, is_first in COMPARISONS:
+    for first, second, labels, rule, is_first in COMPARISONS:
         if {first, second, *labels} <= record.keys() and (is_first or not has_sides):
-            better = _order(record[first], record[second], prefer(*(record[label] for label in labels)))
-            return _find_question(record, labels[0], *better, where=where)
+            is_better = _find_preference(record, labels, rule, where=where) > 0
+            better, worse = (first, second) if is_better else (second, first)
+            return _find_question(record, labels[0], record[better], record[worse], where=where)
     if has_sides:
         return None
     if {"info", "summaries", "choice"} <= record.keys():
         return _find_summaries(record)
     return _find_ranked(record, where=where)
+
+
+def _find_preference(record: dict[str, Any], labels: tuple[str, ...], rule: Rule, *, where: str) -> float:
+    """What the rule gives for the labels; not 0. Raises `UselessRecord` where none of the answers is better."""
+    try:
+        read = [_read_label(record[label]) for label in labels]
+        difference = 0.0 if None in read else rule.prefer(*read)
+    except (TypeError, OverflowError):
+        difference = None
+    if difference is None or math.isnan(difference):
+        shown = ", ".join(f'"{label}": {quote(repr(record[label]), limit=40)}' for label in labels)
+        raise InvalidRecord(f"{where}: has the label {shown}; wanted {rule.wanted}.", UNKNOWN)
+    if difference == 0:
+        raise UselessRecord(NEITHER)
+    return difference
+
+
+def _read_label(value: Any) -> float | str | None:
+    """A number, also as a table writes it, or a word in lower case; None for a label that prefers nothing.
+
+    Raises `TypeError` for other values and `OverflowError` for a number that is too large.
+    """
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if value is None or value != value or (isinstance(value, str) and word in (*TIES, *NO_LABELS)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return word
 
 
 def _find_question(
@@ -91,11 +134,11 @@ def _find_question(
     if label == "score_0" and isinstance(question, dict):
         return question.get("full_text"), chosen, rejected
     if label in ("preference_strength", "overall_preference") and isinstance(context, list):
-        return context, _answer(chosen), _answer(rejected)
-    if label == "winner_model_a" and "prompt" in record:
-        asked = _parse_texts(record["prompt"])
-        chosen, rejected = (_join_answers(asked, _parse_texts(side), where=where) for side in (chosen, rejected))
-        return next(iter(asked), None), chosen, rejected
+        return context, chosen, rejected
+    prompt = next((record[key] for key in QUESTIONS if record.get(key) is not None), None)
+    asked, *answers = (parse_texts(value) for value in (prompt, chosen, rejected))
+    if asked and None not in answers:  # the arena's, of all turns
+        return asked[0], *(_join_answers(asked, given or [], where=where) for given in answers)
     return None, chosen, rejected
 
 
@@ -129,41 +172,18 @@ def _find_ranked(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] 
             best, worst, is_better = ranked
             if not is_better:
                 raise UselessRecord(ONE_SCORE)
-            return split_prompt(record.get("prompt"), where=where), _answer(best), _answer(worst)
+            return None, *([{"role": "assistant", "content": text}] for text in (best, worst))
     return None
 
 
-def _answer(text: Any) -> list[Any]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _order(first: Any, second: Any, difference: float) -> tuple[Any, Any]:
-    """(the better, the worse): the first where the difference is positive."""
-    if difference == 0 or math.isnan(difference):
-        raise UselessRecord(NEITHER)
-    return (first, second) if difference > 0 else (second, first)
-
-
-def _to_number(value: Any) -> float:
-    """A number, also as a table writes it; 0 for anything else, which makes no answer better."""
-    try:
-        return 0.0 if math.isnan(number := float(value)) else number
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
-def _subtract(first: Any, second: Any) -> float:
-    return _to_number(first) - _to_number(second)
-
-
-def _parse_texts(value: Any) -> list[Any]:
-    """A text, or the texts of a list, also as JSON. An answer that is missing is a null in it."""
+def parse_texts(value: Any) -> list[Any] | None:
+    """The texts of a list, also as JSON; None for anything else. An answer that is missing is a null in it."""
     found = value
     if isinstance(value, str) and value.lstrip().startswith("["):
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(value)
     is_list = isinstance(found, list) and all(isinstance(text, str | None) for text in found)
-    return found if is_list else [value]
+    return found if is_list else None
 
 
 def _join_answers(asked: list[Any], given: list[Any], *, where: str) -> list[Any]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data_pipelines.conversations.dialogue_text import split_dialogue, split_speakers
+from data_pipelines.conversations.dialogue_text import split_dialogue
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM
 from data_pipelines.readers.fields import plain_name
 from gptjax.tokenization.messages import TOOLS, UselessRecord
@@ -82,9 +82,7 @@ def rewrite_chat(record: dict[str, Any], *, where: str) -> tuple[dict[str, Any],
     for key in _find_choices(record):
         if (found := _choose_answer(record, key)) is not None:
             text, is_chosen = found
-            turns = split_prompt(record.get("prompt"), where=where)
-            asked = {} if turns is None else {"prompt": turns}
-            return {name: record[name] for name in record if name != key} | asked | {"output": text}, is_chosen
+            return {name: record[name] for name in record if name != key} | {"output": text}, is_chosen
     if _is_complete(record):
         return record, False
     if (key := next((key for key in ONE_ANSWER if isinstance(record.get(key), str)), None)) is not None:
@@ -137,14 +135,6 @@ def split_text(value: Any, *, where: str) -> list[Any] | None:
     if isinstance(value, dict) and "turn_1" in value:
         return _read_moss([value[name] for number in range(1, len(value) + 1) if (name := f"turn_{number}") in value])
     return (_split_moss(value) or split_dialogue(value, where=where)) if isinstance(value, str) else None
-
-
-def split_prompt(prompt: Any, *, where: str) -> list[Any] | None:
-    """Messages of a prompt such as Nectar's, a text in which a human and an assistant speak; None for others."""
-    if not isinstance(prompt, str) or not prompt.lstrip().startswith("Human:"):
-        return None
-    turns = split_speakers(prompt, where=where)
-    return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def _read_moss(turns: Sequence[Any]) -> list[Any]:

@@ -46,9 +46,10 @@ def build_shards(
             return manifest
         with replace_directory(output) as directory:
             counts, tokenizer, notes = write(directory, identity)
+            is_changed = compute_identity() != identity  # an error of the source may pass: what is written stays
             try:
                 options.check_splits(counts, what=what, notes="; ".join(notes))
-                if compute_identity() != identity:
+                if is_changed:
                     raise UserError(f"source {options.source}: was changed while it was read. Prepare it again.")
             except UserError:
                 (directory / PROGRESS_NAME).unlink(missing_ok=True)  # to continue would end alike

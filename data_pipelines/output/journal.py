@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.output.atomic_dir import PROGRESS_NAME
-from data_pipelines.output.shard_writer import WriteState
+from data_pipelines.output.shard_writer import WriteState, are_on_disk
 from data_pipelines.readers.documents import Notes
 from gptjax.core.errors import count_of
 from gptjax.core.files import file_sha256, hash_json, write_atomically
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 _OWN_SUM_KEY = "sha256"
-PROGRESS_VERSION = 7
-"""Increase it whenever the position gets another meaning, also when a source yields other chunks."""
+PROGRESS_VERSION = 8
+"""Increase it whenever the position or a sum gets another meaning, also when a source yields other chunks."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Journal:
         self._last = time.monotonic()
         self._tokenizer: str | None = None
         self.progress = self._load(directory)
-        known = {PROGRESS_NAME, FILE_NAME}.union(*(state.sizes for state in self.progress.splits.values()))
+        known = {PROGRESS_NAME}.union(*(state.sizes for state in self.progress.splits.values()))
+        if self._tokenizer is not None:
+            known.add(FILE_NAME)
         for path in directory.iterdir():
             if path.name not in known:
                 path.unlink()
@@ -73,8 +75,11 @@ class Journal:
         own = content.pop(_OWN_SUM_KEY, None)
         if self._header.items() <= content.items() and own == hash_json(content):
             splits = {name: WriteState(**state) for name, state in content["splits"].items()}
-            is_same = content["tokenizer"] == _sum_tokenizer(directory)
-            if is_same and all(state.is_on_disk(directory) for state in splits.values()):
+            tokenizer = content["tokenizer"]
+            # Without a sum, a tokenizer.json was written at the very end, and will be again.
+            is_same = tokenizer is None or tokenizer == _sum_tokenizer(directory)
+            if is_same and are_on_disk(directory, splits.values()):
+                self._tokenizer = tokenizer
                 tokens = sum(state.tokens for state in splits.values())
                 print(
                     f"continuing after {count_of(content['documents'], 'documents')}, {tokens:,} tokens",

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
 from gptjax.data.shards import HEADER_BYTES, Format, open_shard, shard_header, token_dtype
 from gptjax.data.splits import list_split_files
+from gptjax.process.progress import ReadProgress
 from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer
 
 SidecarKind = Literal["documents", "scored"]
@@ -29,7 +30,8 @@ SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "sc
 class WriteState:
     """How much of a split is on disk: documents, tokens, bytes of the UTF-8 that they encode, bytes by file name.
 
-    `sums` are SHA-256 of so many bytes of each file, without its header, which comes last.
+    `sums` are SHA-256 of so many bytes of each file. `growing` is the shard that is not full, if there is one. Its
+    header comes last, so its sum is without it.
     """
 
     documents: int = 0
@@ -37,29 +39,43 @@ class WriteState:
     bytes: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
+    growing: str | None = None
 
-    def is_on_disk(self, directory: Path) -> bool:
-        """Whether every file begins with what was written; reads them."""
-        return all(
-            (directory / name).is_file() and _GrowingSum(directory / name).read_until(size) == self.sums.get(name)
-            for name, size in self.sizes.items()
-        )
+
+def are_on_disk(directory: Path, states: Iterable[WriteState]) -> bool:
+    """Whether every file of these states begins with what was written; reads them, several at a time."""
+    files = [(state, name, size) for state in states for name, size in state.sizes.items()]
+    progress = ReadProgress(directory, sum(size for *_, size in files))
+
+    def is_on_disk(file: tuple[WriteState, str, int]) -> bool:
+        state, name, size = file
+        path, is_growing = directory / name, name == state.growing
+        if not path.is_file() or (path.suffix == ".bin" and not is_growing and path.stat().st_size != size):
+            return False  # nothing cuts what follows a full shard
+        found = _GrowingSum(path, HEADER_BYTES if is_growing else 0).read_until(size, progress.add)
+        return found == state.sums.get(name)
+
+    with ThreadPoolExecutor(4) as pool:
+        return all(pool.map(is_on_disk, files))
 
 
 class _GrowingSum:
-    """The sum of a file that grows, without the header of a shard."""
+    """The sum of a file that grows, without its first `start` bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._digest = path, hashlib.sha256()
-        self._end = HEADER_BYTES if path.suffix == ".bin" else 0
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path, self._digest, self._end = path, hashlib.sha256(), start
 
-    def read_until(self, end: int) -> str | None:
-        """The sum of the file up to this byte; None if it ends before. What was read before is not read again."""
+    def read_until(self, end: int, on_read: Callable[[int], object] = lambda count: None) -> str | None:
+        """The sum of the file up to this byte; None if it ends before. What was read before is not read again.
+
+        `on_read` is called after each part, with its bytes.
+        """
         with self._path.open("rb") as file:
             file.seek(self._end)
             while self._end < end and (part := file.read(min(READ_BYTES, end - self._end))):
                 self._digest.update(part)
                 self._end += len(part)
+                on_read(len(part))
         return None if self._end < end else self._digest.hexdigest()
 
 
@@ -119,13 +135,15 @@ class SplitWriter:
             file.flush()
             os.fsync(file.fileno())
         sizes = self._finished | {name: file.tell() for name, file in self._open.items()}
-        return WriteState(self.documents, self.tokens, self.bytes, sizes, self._sum(sizes))
+        growing = self._shard_name if self._shard_name in self._open else None
+        return WriteState(self.documents, self.tokens, self.bytes, sizes, self._sum(sizes, growing), growing)
 
-    def _sum(self, sizes: Mapping[str, int]) -> dict[str, str]:
-        """The sums of so many bytes of each file."""
+    def _sum(self, sizes: Mapping[str, int], shard: str | None) -> dict[str, str]:
+        """The sums of so many bytes of each file; the header of this shard comes last."""
         found = dict(self._sums)
         for name in sizes.keys() - found.keys():
-            growing = self._growing.setdefault(name, _GrowingSum(self._directory / name))
+            start = HEADER_BYTES if name == shard else 0
+            growing = self._growing.setdefault(name, _GrowingSum(self._directory / name, start))
             found[name] = growing.read_until(sizes[name]) or ""
         self._sums = {name: found[name] for name in self._finished}
         return found
@@ -156,6 +174,7 @@ class SplitWriter:
         name = self._shard_name
         with self._open.pop(name) as file:
             self._finished[name] = file.tell()
+            self._growing.pop(name, None)  # of a whole file, the header is part of the sum
             file.seek(0)
             file.write(shard_header(count, self._dtype))
         sync(self._directory / name)

@@ -245,11 +245,13 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
         if not specs and name == "config" and equals:
             raise UserError(f"{quote(word)} does not begin with two dashes. Write --config={quote(value)}.")
         if word.startswith("-") and name in CONFIG_WORDS:
-            value = value if equals else next(iter(rest[place + 1 :]), "")
-            if specs:
+            following = rest[place + 1 : place + 2]
+            value = value if equals else "".join(word for word in following if not word.startswith("-"))
+            if specs and value:
                 raise UserError(f"Two configs are given, {quote(value)} and {quote(specs[0])}: a run has one.")
             shown = word.partition("=")[0].replace("_", "-")
-            raise UserError(f"There is no flag {shown}. Write --config={quote(value) or 'NAME'}.")
+            hint = f"The config is {quote(specs[0])}." if specs else f"Write --config={quote(value) or 'NAME'}."
+            raise UserError(f"There is no flag {shown}. {hint}")
     if specs and rest and rest[0] in list_configs():
         raise UserError(f"Two configs are given, {quote(rest[0])} and {quote(specs[0])}: a run has one.")
     before = [None, *rest]

@@ -1,6 +1,5 @@
 """What is said of a wrong word on a command line: `explain_words` finds the one that tyro refused and the right one."""
 
-import contextlib
 import dataclasses
 import difflib
 import os
@@ -18,6 +17,7 @@ from gptjax.cli.flags import (
     TRUE,
     Flag,
     Flags,
+    expand_unit,
     find_flag,
     is_flag,
     normalize_value,
@@ -152,18 +152,12 @@ def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
         wanted = "a whole number" if kind is int else "a number"
         if flag.choices:
             return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)} or {wanted}."
-        if short := re.fullmatch(r"([0-9.]+)([km])", value.lower()):
-            with contextlib.suppress(ValueError):
-                return f"--{name}={quote(value)}: wanted {wanted}. Write --{name}={_expand(*short.groups())}."
+        if kind is int and (number := expand_unit(value)) is not None:
+            return f"--{name}={quote(value)}: wanted {wanted}. Write --{name}={number}."
         wanted += " or none" if types.NoneType in flag.types else ""
         example = f", such as --{name}={_example(flag)}" if flag.default is not None else ""
         return f"--{name}={quote(value)}: wanted {wanted}{example}."
     return None
-
-
-def _expand(number: str, unit: str) -> int:
-    """`10` and `k` are 10000. Raises `ValueError` for what is no number."""
-    return round(float(number) * {"k": 10**3, "m": 10**6}[unit])
 
 
 def _literal_types(flag: Flag) -> list[Any]:

@@ -10,11 +10,14 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from gptjax.cli.flag_synonyms import VALUES
 
 TRUE, FALSE, NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"none", "null"}
+UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+"""What people write behind a whole number."""
 
 
 class Flag(NamedTuple):
@@ -176,3 +179,12 @@ def normalize_value(value: str, flag: Flag) -> str:
         spelled = VALUES.get(value.lower(), value.lower())
         return next((choice for choice in flag.choices if choice.lower() == spelled), value)
     return value
+
+
+def expand_unit(value: str) -> int | None:
+    """`10k` is 10000, and `1.5b` 1500000000; None for what is no whole number."""
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?|\.\d+)([kmbg])", value.lower())
+    if found is None:
+        return None
+    number = Fraction(found[1].replace("_", "")) * UNITS[found[2]]
+    return int(number) if number.denominator == 1 and number else None

@@ -7,13 +7,14 @@ is made to be moved elsewhere has its sum in `FILE.sha256`, which `sha256sum --c
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import write_atomically
 from gptjax.process.console import print_once
 from gptjax.process.progress import ReadProgress
@@ -21,6 +22,7 @@ from gptjax.process.progress import ReadProgress
 SUMS_FILE = "checksums.json"
 SUM_SUFFIX = ".sha256"
 READ_BYTES = 2**22
+_SUM_LINE = re.compile(rb"(\\?)(?:([0-9a-fA-F]{64})(?: [ *](.+))?|SHA256 \((.+)\) = ([0-9a-fA-F]{64}))")
 
 
 class FileSum(NamedTuple):
@@ -123,16 +125,21 @@ def sum_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def renew_sums(directory: Path, names: Collection[str]) -> Iterator[None]:
-    """Write `checksums.json` of the files that the block writes, unless it lists others: those of another command."""
+    """Replace the sums of these files, which the block may write, in `checksums.json`; those of others stay.
+
+    A damaged `checksums.json` stays as it is.
+    """
     try:
-        is_own = (read_sums(directory) or ({}, {}))[0].keys() <= set(names)
+        listed, extra = read_sums(directory) or ({}, {})
     except DamagedFileError:
-        is_own = False
-    if is_own:  # after a kill, the old sums would call the new files damaged
-        (directory / SUMS_FILE).unlink(missing_ok=True)
+        yield
+        return
+    others = {name: file_sum for name, file_sum in listed.items() if name not in names}
+    if len(others) < len(listed):  # after a kill, the old sums would call the new files damaged
+        write_sums(directory, others, extra=extra)
     yield
-    if is_own:
-        write_sums(directory, sum_files(directory, [name for name in names if (directory / name).is_file()]))
+    there = sum_files(directory, [name for name in names if (directory / name).is_file()])
+    write_sums(directory, dict(sorted((others | there).items())), extra=extra)
 
 
 def check_listed_files(directory: Path, names: Iterable[str]) -> None:
@@ -152,25 +159,64 @@ def check_listed_files(directory: Path, names: Iterable[str]) -> None:
         )
 
 
-def write_sum_beside(path: Path, content: Path) -> None:
-    """Write `PATH.sha256` of a file whose content is in another one until it gets its name."""
-    write_atomically(_name_sum(path), f"{sum_file(content).sha256}  {path.name}\n")
+def write_sum_beside(path: Path, file_sum: FileSum) -> None:
+    """Write `PATH.sha256`, as `sha256sum` would."""
+    name = os.fsencode(path.name)
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+    mark = b"\\" if escaped != name else b""
+    write_atomically(_name_sum(path), b"%b%b  %b\n" % (mark, file_sum.sha256.encode(), escaped))
+
+
+def remove_sum_beside(path: Path) -> None:
+    """Remove what is left of an earlier file of this name."""
+    _name_sum(path).unlink(missing_ok=True)
 
 
 def find_damage_beside(path: Path) -> str | None:
-    """What differs between a file and its `PATH.sha256`, in words; None if nothing does."""
+    """What differs between a file and its `PATH.sha256`, in words; None if nothing does.
+
+    The sum may be of any tool that writes a form which `sha256sum --check` reads, or the hexadecimal number alone. A
+    note tells of another name in it.
+    """
     own = _name_sum(path)
     try:
-        line = own.read_bytes()
+        sums = _parse_sums(own.read_bytes())
         found = sum_file(path).sha256
     except PermissionError:
         raise
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
-    if not re.fullmatch(rb"[0-9a-f]{64}  %b\n" % re.escape(path.name.encode()), line):
-        return f"{own} is not as it was written"
-    is_same = line[:64].decode() == found
-    return None if is_same else f"{path} and {own.name} differ: one of them has changed since they were written"
+    name = os.fsencode(path.name)
+    wanted = sums.get(name) or (next(iter(sums.values())) if len(sums) == 1 else None)
+    if wanted is None:
+        return f"{own} is not as it was written: it has no SHA-256 of {quote(path.name)}"
+    if wanted != found:
+        return f"{path} and {own.name} differ: one of them has changed since they were written"
+    if name not in sums and b"" not in sums:
+        print_once(f"note: {own} has the sum of {path.name} under the name {quote(os.fsdecode(*sums))}")
+    return None
+
+
+def holds_other_sums(path: Path) -> bool:
+    """Whether `PATH.sha256` is a list of other files, as of a whole directory, and there is no file of this name."""
+    if path.is_file():
+        return False
+    with contextlib.suppress(OSError):
+        return os.fsencode(path.name) not in (sums := _parse_sums(_name_sum(path).read_bytes())) and bool(sums)
+    return False
+
+
+def _parse_sums(content: bytes) -> dict[bytes, str]:
+    """SHA-256 in lower case by file name, of lines as `sha256sum` writes and reads them; the name may be missing."""
+    found = {}
+    for line in content.splitlines():
+        if match := _SUM_LINE.fullmatch(line.strip()):
+            escaped, digest, name, tagged, tagged_digest = match.groups()
+            name = tagged or name or b""
+            if escaped:
+                name = re.sub(rb"\\(.)", lambda char: b"\n" if char[1] == b"n" else char[1], name)
+            found[name] = (tagged_digest or digest).decode().lower()
+    return found
 
 
 def _name_sum(path: Path) -> Path:

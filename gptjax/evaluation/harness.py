@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from gptjax.evaluation.harness_model import HarnessModel
 
 
+DATA_LIBRARIES = ("datasets", "huggingface_hub", "fsspec")
+"""What raises `FileNotFoundError` for data that are not there."""
+CACHE_MODULE = "datasets.packaged_modules.cache.cache"
+"""What raises `ValueError` without a network, if its cache has only other parts of the data set."""
+UNREACHABLE = {
+    *("ConnectionError", "TimeoutError", "gaierror"),  # Python's, and requests' of that name
+    *("HfHubHTTPError", "TransportError", "Timeout", "ClientConnectionError", "URLError"),  # of hub, httpx and others
+}
+"""Names of the errors which say that data cannot be fetched, and of their base classes."""
+
+
 @dataclass(frozen=True)
 class TaskRequest:
     """Which tasks are run, and how."""
@@ -60,25 +71,26 @@ class PreparedTasks:
         """Run the tasks. Nothing is sent anywhere; data sets come from the hub, its cache or local files.
 
         A task that fails is named in `failed`, and one whose data cannot be had in `not_run`. The others go on. In
-        place of a group that fails its tasks are run one by one.
+        place of a group that fails its tasks are run one by one, except those that are run by themselves anyway.
 
         Args:
             results: what each task gives is added to it at once. After an interruption it has what was finished.
 
         Raises:
-            UserError: no task's data can be loaded.
+            UserError: no task can be opened.
         """
         results = TaskResults() if results is None else results
         local = list(find_task_files(self.request.task_data))
         with quiet_harness(), model.remember_answers():
             opened = open_tasks(self.manager, self.names, results, local=local)
+            names = {task.name for task in opened}
             while opened:
                 task = opened.pop(0)
                 try:
                     results.add(self._run_one(model, task.whole))
                 except Exception as error:  # of the task's own code, of a metric's package, of its data
                     results.failed[task.name] = _explain(error)
-                    opened = [*task.split(), *opened]
+                    opened = [*(part for part in task.split() if part.name not in names), *opened]
         return results
 
     def _run_one(self, model: "HarnessModel", tasks: list[Any]) -> TaskResults:
@@ -139,7 +151,9 @@ class OpenTask:
 
 
 def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, local: Sequence[str]) -> list[OpenTask]:
-    """The tasks with their data. A group of which one cannot be opened is opened task by task.
+    """The tasks with their data, each once.
+
+    A group of which one cannot be opened is opened task by task, unless it changes its tasks (`_list_members`).
 
     Args:
         results: why each of the others is `not_run`, for want of its data, or `failed`.
@@ -149,9 +163,12 @@ def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, loca
         UserError: none can be opened.
     """
     tasks: list[OpenTask] = []
-    waiting = list(names)
+    waiting, tried = list(names), set[str]()
     while waiting:
         name = waiting.pop(0)
+        if name in tried:
+            continue
+        tried.add(name)
         task = Path(name).stem if Path(name).is_absolute() else name
         try:
             loaded = manager.load([name])
@@ -160,7 +177,7 @@ def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, loca
                 results.not_run[task] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
             else:
                 results.failed[task] = _explain(error)
-                waiting = [*_list_members(manager, name), *waiting]
+            waiting = [*_list_members(manager, name), *waiting]
         else:
             whole = list((loaded["groups"] or loaded["tasks"]).values())
             tasks.append(OpenTask(task, whole, dict(loaded["tasks"])))
@@ -176,10 +193,17 @@ def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, loca
 def _lacks_data(error: Exception) -> bool:
     """Whether a task could not be opened because its data are not there or cannot be fetched.
 
-    Data that are there and cannot be read, and the task's own code, raise other errors, or elsewhere.
+    Everything else has failed: a full disk, data that cannot be read, a file that the task's own code does not find.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, OSError) and any(frame.name == "download" for frame in frames)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not any(frame.f_code.co_name == "download" for frame in frames):
+        return False
+    module = frames[-1].f_globals.get("__name__", "")
+    if isinstance(error, FileNotFoundError):
+        return module.partition(".")[0] in DATA_LIBRARIES
+    if module == CACHE_MODULE:
+        return isinstance(error, ValueError)
+    return not UNREACHABLE.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:

@@ -137,8 +137,9 @@ class HarnessTasks(_BatchedEvaluator):
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
             results = prepared.run(adapter)
-            return name_metrics(results.figures) | dict(
-                note_failure(*pair) for pair in (results.not_run | results.failed).items()
+            failed = dict(note_failure(*pair) for pair in results.failed.items())
+            return (
+                name_metrics(results.figures) | failed | dict(note_not_run(*pair) for pair in results.not_run.items())
             )
 
         weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
@@ -186,6 +187,12 @@ def note_failure(name: str, reason: str) -> tuple[str, str]:
     """Print that an evaluation failed. Returns its metric `eval_NAME_error` and the value."""
     print(f"note: the evaluation {name} failed, and training goes on: {reason}", file=sys.stderr)
     return name_metric(f"{name} error"), reason
+
+
+def note_not_run(task: str, reason: str) -> tuple[str, str]:
+    """Print that a task lacks its data. Returns its metric `eval_TASK_not_run` and the value."""
+    print(f"note: the task {task} was not run, and training goes on: {reason}", file=sys.stderr)
+    return name_metric(f"{task} not run"), reason
 
 
 def name_metrics(figures: dict[str, Figure]) -> Metrics:

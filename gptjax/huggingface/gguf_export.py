@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import write_sum_beside
+from gptjax.core.file_sums import remove_sum_beside, sum_file, write_sum_beside
 from gptjax.core.files import atomic_file
 from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.architectures.gpt2 import GPT2
@@ -104,7 +104,9 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        write_sum_beside(path, partial)
+        file_sum = sum_file(partial)
+        remove_sum_beside(path)
+    write_sum_beside(path, file_sum)  # only now: a sum without its file looks like damage
 
 
 def _add_settings(writer: Any, config: GPTConfig, *, name: str, dtype: DType) -> None:

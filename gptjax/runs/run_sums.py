@@ -94,17 +94,20 @@ def report_logs(directory: Path) -> Iterator[str]:
 
 
 def warn_of_changed_logs(directory: Path) -> None:
-    """Print a warning for each log that is not as it was when a checkpoint was saved or the run ended.
+    """Print a warning for each log that is not as it was when a checkpoint was saved or the run ended, also a cut one.
 
-    A run that goes on sums it anew, so `verify` could not tell later. What was cut or deleted is told elsewhere.
+    A run that goes on sums it anew, so `verify` could not tell later. One line names the logs that are gone.
     """
+    missing = []
     for name, marks in _collect_marks(directory).items():
         path = directory / name
-        if not path.is_file() or path.stat().st_size < marks[-1].found.bytes:
-            continue
-        is_same = _compare_marks(path, marks)
-        if not is_same[-1]:
+        if not path.is_file():
+            missing.append(name)
+        elif not (is_same := _compare_marks(path, marks))[-1]:
             print_once(f"warning: {_describe_change(path, marks, is_same)}. The run goes on, and sums it anew")
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        print_once(f"warning: {', '.join(missing)} of {directory} {verb} missing, and had a sum. The run goes on")
 
 
 def _collect_marks(directory: Path) -> dict[str, list[_Mark]]:
@@ -134,17 +137,27 @@ def _describe_new_start(marks: Sequence[_Mark], is_same: Sequence[bool]) -> str:
 
 
 def _describe_change(path: Path, marks: Sequence[_Mark], is_same: Sequence[bool]) -> str:
-    """In words, between which moments a log differs that is not as its last sum says."""
+    """In words, how a log differs that is not as its last sum says: what is cut, and where it has changed."""
     size, last = path.stat().st_size, marks[-1]
-    if size < last.found.bytes:
-        return f"{path} has {size:,} bytes; {last.found.bytes:,} were written when {last.when}"
+    fitting = [(mark, same) for mark, same in zip(marks, is_same, strict=True) if mark.found.bytes <= size]
+    changed = ""
+    if fitting and not fitting[-1][1]:
+        changed = f"has changed since it was written: {_describe_place(*zip(*fitting, strict=True))}"
+    if size >= last.found.bytes:
+        return f"{path} {changed}"
+    cut = f"{path} has {size:,} bytes; {last.found.bytes:,} were written when {last.when}"
+    return f"{cut}. What is left {changed}" if changed else cut
+
+
+def _describe_place(marks: Sequence[_Mark], is_same: Sequence[bool]) -> str:
+    """In words, where a log has changed that is as long as at the last of these moments."""
     first = next((index for index in range(len(marks) - 1, 0, -1) if _begins_anew(marks, index)), 0)
     index = max((index + 1 for index, same in enumerate(is_same) if same), default=first)
     index = max(index, first)
     before, start = (marks[index - 1].when, marks[index - 1].found.bytes) if index > first else ("it began", 0)
     return (
-        f"{path} has changed since it was written: between its bytes {start:,} and {marks[index].found.bytes:,}, of "
-        f"the time from when {before} until {marks[index].when}"
+        f"between its bytes {start:,} and {marks[index].found.bytes:,}, of the time from when {before} until "
+        f"{marks[index].when}"
     )
 
 

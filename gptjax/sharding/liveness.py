@@ -64,8 +64,12 @@ class Liveness:
 
 
 def measure_clock() -> float:
-    """The seconds between the clock of the machine, which may be set, and one that only goes on."""
-    return time.time() - time.monotonic()
+    """The seconds between the clock of the machine, which may be set, and one that only goes on.
+
+    Where there is one, that goes on while the machine is suspended, too.
+    """
+    steady = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.time() - time.clock_gettime(steady)
 
 
 class ProcessWatch:
@@ -183,7 +187,8 @@ class ProcessWatch:
     def _end_for_abort(self, abort: str) -> None:
         """While all others live. JAX's service aborts all of them when the clock of its machine is set."""
         is_lost, moved = is_lost_peer(RuntimeError(abort)), measure_clock() - self._clock
-        why = f"\nThe clock of this machine was set by {moved:+,.0f} s, which JAX does not stand." * (abs(moved) >= 1)
+        is_set = is_lost and abs(moved) >= 1
+        why = f"\nThe clock of this machine was set by {moved:+,.0f} s, which JAX does not stand." * is_set
         resume = f"\nResume with, on all: {self._resume}" * is_lost
         self._end(f"a library aborts {self.name(self._index)}: {abort}{why}{resume}", REQUEUE_STATUS if is_lost else 1)
 

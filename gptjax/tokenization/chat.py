@@ -117,7 +117,8 @@ class ChatEncoder:
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
         start, name, header, _ = self._borders[self.template.assistant]
-        ends = [self._begin_name, *(style.end for style, _ in self.template.iter_turns(messages))]
+        *turns, _ = self.template.iter_turns([*messages, Message("assistant", "")])
+        ends = [self._begin_name, *(style.end for style, _ in turns)]
         text, _ = self._tokenizer.encode_pair(header, "", after=name or ends[-1])
         return np.concatenate([self.encode_conversation(messages).tokens, start, text])
 

@@ -23,6 +23,12 @@ from gptjax.core.files import LARGEST_TOKENIZER, read_text, write_atomically
 CHAT_TEMPLATE_FILE = "chat_template.json"
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+FOLLOWERS: dict[str, tuple[Role, ...]] = {
+    "system": ("user",),
+    "user": ("user", "assistant"),
+    "assistant": ("user", "assistant"),
+}
+"""Which messages a conversation may have behind one of a role. It begins as behind a system message."""
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 
@@ -56,6 +62,10 @@ class RoleFormat:
         ends = (name for name in (self.start, self.end) if name)
         return *ends, *_SPECIAL.findall(self.header + self.after)
 
+    def is_apart_from(self, following: "RoleFormat") -> bool:
+        """Whether a special token stands right between a message and the one after it."""
+        return bool(following.start) or bool(self.end and not self.after)
+
 
 def _chatml(role: Role) -> RoleFormat:
     return RoleFormat(IM_START, f"{role}\n", IM_END, "\n")
@@ -75,15 +85,14 @@ class ChatTemplate:
     """Whether the end-of-text token comes first, as before every document of pretraining."""
 
     def __post_init__(self) -> None:
-        followers = {"system": ("user",), "user": ("user", "assistant"), "assistant": ("user", "assistant")}
         known = {role: form for role in ROLES if (form := getattr(self, role)) is not None}
         if not self.assistant.end:
             raise UserError("the `end` of the assistant is empty; wanted a special token, or no answer would end.")
         for role, form in known.items():
             if form.after and not form.end:
                 raise UserError(f"`after` of the {role} is {quote(repr(form.after))} without an `end` before it.")
-            for other in followers[role]:
-                if not known[other].start and (not form.end or form.after):
+            for other in FOLLOWERS[role]:
+                if not form.is_apart_from(known[other]):
                     raise UserError(
                         f"no special token stands right between the {role}'s message and the {other}'s after it. "
                         f"Give the {other} a `start`, or the {role} an `end` without `after`."
@@ -105,17 +114,27 @@ class ChatTemplate:
         return tuple(dict.fromkeys(token for form in self.formats for token in form.special_tokens))
 
     def iter_turns(self, messages: Sequence[Message]) -> Iterator[tuple[RoleFormat, Message]]:
-        """Yield the messages as they are written: the system prompt included, or merged into the first of the user."""
+        """Yield the messages as they are written: the system prompt included, or merged into the first of the user.
+
+        Raises `UserError` for a role that has no place, and for two messages with no special token between them.
+        """
         if self.system_prompt is not None and not (messages and messages[0].role == "system"):
             messages = [Message("system", self.system_prompt), *messages]
         if self.system is None and [message.role for message in messages[:2]] == ["system", "user"]:
             joined = f"{messages[0].content}\n\n{messages[1].content}"
             messages = [Message("user", joined), *messages[2:]]
+        former: tuple[RoleFormat, Message] | None = None
         for message in messages:
             style = getattr(self, message.role) if message.role in ROLES else None
             if style is None:
                 raise UserError(f"the chat template has no place for a message of the {message.role!r} here.")
-            yield style, message
+            if former is not None and not former[0].is_apart_from(style):
+                raise UserError(
+                    f"the chat template has no special token between a message of the {former[1].role} and one of the "
+                    f"{message.role} after it. Wanted: at most one system message, the first."
+                )
+            former = style, message
+            yield former
 
     def to_jinja(self, *, begin: str | None) -> str:
         """The template in Jinja, with `{% generation %}` around what is scored. `begin` is the end-of-text token.

@@ -1,13 +1,12 @@
 """Messages out of JSON, under the names that OpenAI, ShareGPT and others use, and what is refused."""
 
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.unicode import replace_surrogates
-from gptjax.tokenization.chat_template import ROLES, Message
+from gptjax.tokenization.chat_template import FOLLOWERS, ROLES, Message
 
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}
@@ -68,25 +67,23 @@ def _read_message(item: Any, *, where: str) -> Message:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
     if name is None:
-        wanted = f"wanted {', '.join(ROLES)}.{_suggest_names(role, known, is_first=where.endswith(' message 1'))}"
+        advice = "" if role is None else " Write the one that it stands for in its place."
+        wanted = f"wanted {', '.join(ROLES)}.{advice}"
         raise InvalidRecord(f"{where}: its role is {quote(repr(role), limit=80)}; {wanted}", NO_ROLE)
     if isinstance(content, list):
         content = join_parts(content)
     if not isinstance(content, str):
-        wanted = f"wanted a string.{_suggest_names(None, known)}"
+        names = [f'"{key}"' for key in item if key not in ROLE_KEYS]
+        found = f" under {', '.join(CONTENT_KEYS)}; it has {', '.join(names)}" if names and content is None else ""
+        wanted = f"wanted a string{quote(found, limit=160)}."
         raise InvalidRecord(f"{where}: its content is {quote(repr(content), limit=80)}; {wanted}", NO_TEXT)
     return Message(name, check_utf8(content, where=where))
 
 
-def _suggest_names(role: Any, known: dict[str, Any], *, is_first: bool = False) -> str:
-    """What a message adds for a role, or a field of the content, under another name: how a file gets the names here."""
-    texts = [key for key, value in known.items() if isinstance(value, str) and key not in ROLE_KEYS]
-    edits = {role: "user" if is_first else "assistant"} if isinstance(role, str) else {}
-    edits |= {texts[0]: "content"} if len(texts) == 1 and known.keys().isdisjoint(CONTENT_KEYS) else {}
-    if not edits or not all(re.fullmatch(r"[\w -]{1,40}", name) for name in edits):
-        return ""
-    script = "; ".join(f's/"{old}"/"{new}"/g' for old, new in edits.items())
-    return f" Such names are replaced by sed -i '{script}' FILE"
+def find_role(item: Any) -> str | None:
+    """The role of a message as it is in a file, under its name here; None where it has none that is known."""
+    given = next((item[key] for key in ROLE_KEYS if item.get(key) is not None), "") if isinstance(item, dict) else ""
+    return ROLE_NAMES.get(str(given).lower())
 
 
 def has_reasoning(item: Any) -> bool:
@@ -140,7 +137,7 @@ def check_turns(messages: Sequence[Message], *, where: str) -> None:
     """
     first = 1 if messages and messages[0].role == "system" else 0
     for number, message in enumerate(messages[first:], start=first):
-        wanted = ("user",) if number == first else ("user", "assistant")
+        wanted = FOLLOWERS[messages[number - 1].role if number else "system"]
         if message.role not in wanted:
             raise InvalidRecord(
                 f"{where}: message {number + 1} is of the {message.role}, wanted {' or '.join(wanted)}: after at most "

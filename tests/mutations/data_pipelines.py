@@ -55,7 +55,7 @@ DATA_PIPELINES = (
         # Writing continues at the beginning of a file.
         ("file.seek(size)", "file.seek(0)"),
         # Files that are cut short are taken for complete.
-        ("st_size >= size for", "st_size >= 0 for"),
+        ("return None if self._end < end else", "return"),
     ),
     *mutate(
         "data_pipelines/output/journal.py",
@@ -63,7 +63,7 @@ DATA_PIPELINES = (
         # A run continues behind what is in the files.
         ('Progress(content["units"],', 'Progress(content["units"] + 1,'),
         # A run continues the work of another request.
-        ("if self._header.items() <= content.items():", "if content:"),
+        ("if self._header.items() <= content.items() and", "if"),
     ),
     *mutate(
         "data_pipelines/prepare.py",
