@@ -303,7 +303,7 @@ def test_a_label_that_is_not_understood_is_no_tie(fields, label, value, shown):
     assert caught.value.note == UNKNOWN
 
 
-@pytest.mark.parametrize("label", [1, "1", "1.0", 1.0, True])
+@pytest.mark.parametrize("label", [1, "1", "1.0", 1.0, True, "True"])
 def test_a_number_of_a_label_may_be_written_as_tables_do(label):
     record = {"prompt": "P", "response_0": "x", "response_1": "y", "better_response_id": label}
     assert parse_pair(record, where="x:1").chosen == "y"

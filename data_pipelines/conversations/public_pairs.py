@@ -123,7 +123,7 @@ def _read_label(value: Any) -> float | str | None:
     try:
         return float(value)
     except ValueError:
-        return word
+        return {"true": 1.0, "false": 0.0}.get(word, word)
 
 
 def _find_question(
