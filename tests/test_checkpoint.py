@@ -1,10 +1,12 @@
 """A saved state comes back bit for bit, on any mesh, whether saves succeed or fail."""
 
+import errno
 import resource
 import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -25,6 +27,7 @@ from jax.sharding import NamedSharding
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model, save_model
 from gptjax.checkpoints.checkpoint_format import EMA_ITEM, find_step, flatten_by_name
 from gptjax.checkpoints.integrity import complete_steps
+from gptjax.checkpoints.joint_save import JointCheckpointer
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
 from gptjax.sharding.mesh import MeshConfig
@@ -109,6 +112,22 @@ def test_saved_model_restores_as_weights_only(tmp_path: Path):
         assert checkpoints.read_metadata(0)["from"] == "elsewhere"
         with pytest.raises(UserError, match="weights alone"):
             checkpoints.restore(make_abstract_state(), 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (ValueError("UNAVAILABLE: ... [os_error_code='28']"), OSError, "No space left on device"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), OSError, "Disk quota exceeded"),
+        (ValueError("an array of no shape"), ValueError, "an array of no shape"),
+    ],
+)
+def test_model_that_cannot_be_saved_for_a_bug_is_not_blamed_on_the_disk(
+    error: Exception, raised: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(JointCheckpointer, "save", Mock(side_effect=error))
+    with pytest.raises(raised, match=said):
+        save_model(tmp_path, make_state().model, step=0, metadata={})
 
 
 # Which checkpoints there are

@@ -218,7 +218,7 @@ def test_a_module_of_the_environment_hides_a_local_one(monkeypatch: pytest.Monke
             "--import=gone_parts cannot be imported: ModuleNotFoundError: No module named 'gone_parts'",
         ),
         ("gone.py", None, r"--import=gone\.py names no file \(looked from .*work\)\."),
-        ("", None, "--import= cannot be imported: ValueError: Empty module name"),
+        ("", None, "--import= is empty; wanted a file or a module"),
         ("faulty_parts", "x = 1\ny = x.z", r"faulty_parts\.py, line 2: AttributeError: .*'z'"),
         ("unclosed_parts", "(", r"unclosed_parts\.py, line 1: SyntaxError: '\(' was never closed"),
         ("./faulty_parts.py", "x = 1\ny = x.z", r"faulty_parts\.py, line 2: AttributeError: .*'z'"),

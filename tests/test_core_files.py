@@ -176,6 +176,18 @@ def test_atomic_file_appears_when_the_block_ends_and_replaces_what_killed_proces
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("1024 requested and 512 written"), r"1024 requested and 512 written \(is the disk full\?\)\. Choose"),
+        (OSError("no such codec"), r"no such codec\. Choose"),
+    ],
+)
+def test_disk_is_suspected_to_be_full_only_where_less_was_written(tmp_path: Path, error: OSError, reason: str):
+    with pytest.raises(UserError, match=f"output cannot be written: {reason}"), atomic_file(tmp_path / "output"):
+        raise error
+
+
 def test_lock_file_refuses_a_second_holder_until_closed(tmp_path: Path):
     path = tmp_path / "lock"
     with path.open("w") as first, path.open("w") as second:

@@ -64,9 +64,15 @@ def test_deleted_directory_is_named(
             "error: /x: Too many open files. Raise the limit (ulimit -n 4096) and give the same command again.\n",
         ),
         (
+            OSError(errno.EIO, "Input/output error", "/x"),
+            2,
+            "error: /x: Input/output error. The disk, or the connection to it, may be faulty: dmesg tells more.\n",
+        ),
+        (
             OSError(errno.EIO, "Input/output error"),
             2,
-            "error: Input/output error. The disk, or the connection to it, may be faulty: dmesg tells more.\n",
+            "error: Input/output error. The disk, or the connection to it, may be faulty, or the terminal gone: dmesg "
+            "tells more.\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -105,7 +105,7 @@ def test_evaluators_of_one_name_are_refused() -> None:
 
 def test_validation_data_of_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
     bytes_shards = write_shards(tmp_path / "bytes", {"val": [np.arange(99)]}, own=Bytes())
-    with pytest.raises(UserError, match="the data of ValidationLoss 'x' was made with bytes"):
+    with pytest.raises(UserError, match="the data of ValidationLoss 'x' was made with another tokenizer \\(bytes\\)"):
         ValidationLoss(name="x", data=TokenShards(path=str(bytes_shards))).open(make_context(shards))
 
 

@@ -101,6 +101,10 @@ def test_weights_are_taken_whose_tokenizer_does_not_call_the_roles_special(
     check_same_tokenizer(chat, base, name="the reference")
     tuned = open_checkpoint(write_run(tmp_path / "tuned", model, chat))
     assert join_vocabularies(tuned, model, base, name="the data")[1].fingerprint == chat.fingerprint
+    printed = capsys.readouterr()
+    assert "the data does not use" not in printed.out
+    problem = "was made without the roles <｜User｜>, <｜Assistant｜>: a text in it that spells one holds that token"
+    assert f"note: the data {problem}. Prepare it with --tokenizer={tuned.directory}." in printed.err
 
 
 def test_weights_of_a_config_of_ones_own_are_found_where_it_is_imported(config: TrainConfig, tmp_path: Path) -> None:

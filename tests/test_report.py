@@ -10,6 +10,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.data.packing import Packing
 from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.evaluators.evaluator import EvalContext, PeriodicEvaluator
 from gptjax.evaluators.validation import ValidationLoss
@@ -96,17 +97,26 @@ def test_describe_run_notes_a_rate_that_still_rises(config: TrainConfig, capsys:
     assert "still rises" not in capsys.readouterr().out
 
 
-def test_describe_run_notes_conversations_read_as_text(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("packing", "masked", "noted"),
+    [
+        ("concat", False, True),
+        ("concat", True, True),
+        ("bos_best_fit", True, True),
+        ("best_fit", False, True),
+        ("best_fit", True, False),
+        ("best_fit_truncate", True, False),
+    ],
+)
+def test_describe_run_notes_conversations_that_are_cut_or_see_another(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, packing: Packing, masked: bool, noted: bool
 ) -> None:
     documents = draw_documents(60, seed=1)
     shards = write_documents(tmp_path / "chats", {"train": documents, "val": documents[:8]})
-    describe(replace(config, data=TokenShards(path=str(shards)), evaluators=()))
     note = "note: the data holds conversations, of which the answers alone are learned, but rows cut them"
-    assert note in capsys.readouterr().out
-    data, model = TokenShards(path=str(shards), packing="best_fit_truncate"), config.model
-    describe(replace(config, data=data, model=replace(model, intra_document_mask=True), evaluators=()))
-    assert note not in capsys.readouterr().out
+    data, model = TokenShards(path=str(shards), packing=packing), replace(config.model, intra_document_mask=masked)
+    describe(replace(config, data=data, model=model, evaluators=()))
+    assert (note in capsys.readouterr().out) == noted
 
 
 def write_metrics(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from library_tokenizers import write_form
 from scored import draw_documents, draw_pairs, write_documents
 from tiny import MODEL, SINGLE, read_lines, text_of, tiny_config, write_shards, write_text_shards
 
@@ -28,10 +29,11 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.metrics.plots import list_evaluations
-from gptjax.objectives.objective import SFT
+from gptjax.objectives.objective import SFT, NextToken
 from gptjax.objectives.preference import SimPO
 from gptjax.runs.trainer import train
-from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars
+from gptjax.tokenization.chat_template import ChatTemplate, RoleFormat
+from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars, load_tokenizer
 
 SLIDING = EvalProtocol("sliding", window=12, stride=5)
 
@@ -101,6 +103,27 @@ def test_failing_evaluation_is_logged_and_training_goes_on(
     assert failed == [(5, "RuntimeError: out of memory"), (10, "RuntimeError: out of memory")]
     assert [step for step, _ in read_lines(config.directory, "val_loss")] == [0, 5, 10]
     assert "the evaluation broken failed, and training goes on: RuntimeError: out of memory" in capsys.readouterr().err
+
+
+def test_data_whose_texts_may_hold_role_tokens_are_scored_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = load_tokenizer(write_form(tmp_path / "tokenizer", "deepseek"))
+    user, assistant = RoleFormat("<｜User｜>", "", ""), RoleFormat("<｜Assistant｜>", "", "<｜end｜>")
+    chat = base.with_chat_template(ChatTemplate(user, assistant, None))
+    ids = base.encode("two and <｜User｜> two " * 9)
+    assert base.text_tokens["<｜User｜>"] in ids
+    shards = write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]}, own=base)
+    model = replace(MODEL, vocab_size=base.vocab_size, context_length=8)
+    context = EvalContext(TokenShards(path=str(shards)), chat, model, NextToken(), SINGLE)
+    problem = "was made without the roles <｜User｜>, <｜Assistant｜>: a text in it that spells one holds that token"
+    own = TokenShards(path=str(shards))
+    evaluators = {str(shards): TextProtocol(data=str(shards)), "ValidationLoss 'val'": ValidationLoss(data=own)}
+    for name, evaluator in evaluators.items():
+        evaluator.open(context)
+        assert f"{name} {problem}. Prepare it with the run's tokenizer." in capsys.readouterr().err
+        evaluator.open(replace(context, tokenizer=base))
+        assert capsys.readouterr().err == ""
 
 
 def test_task_that_fails_is_logged_beside_the_figures_of_the_others(

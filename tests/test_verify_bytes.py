@@ -1,9 +1,12 @@
 """A byte that is flipped anywhere in what a command has written is named by `verify`: one table of all kinds of files.
 
-`.lock` is no content, `.verified.json` may be deleted at any time, and the card of an export is its owner's to edit.
+`.lock` is a mark of a command, `.verified.json` may be deleted at any time, and the card of an export is its owner's to
+edit.
 """
 
+import functools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +22,10 @@ from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax import convert
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import ChangedFileError, sum_directory
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.finetuning.lora import LoRA
+from gptjax.huggingface.model_dir import read_tokenizer
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.process.console import safe_console
 from gptjax.process.diagnosis import write_report
@@ -30,7 +35,7 @@ from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.run_lock import run_lock
 from gptjax.runs.trainer import train
 from gptjax.tokenization.chat import CHAT_TOKENS
-from gptjax.tokenization.tokenizer import load_tokenizer
+from gptjax.tokenization.tokenizer import TOKENIZER_FILES, Bytes, load_tokenizer
 from gptjax.verify import verify
 
 KINDS = ("run", "imported", "shards", "exported", "adapters", "prepared", "chats", "preferences", "tokenizer")
@@ -146,6 +151,19 @@ def test_damaged_export_or_tokenizer_is_not_read(places: dict[str, Path], kind: 
     with pytest.raises(UserError, match=rf"{name} has changed since it was .* you changed it yourself, remove"):
         read(places[kind])
     assert list(flipped)
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_tokenizer_with_a_changed_file_is_refused_before_any_is_parsed(tmp_path: Path, name: str) -> None:
+    Bytes().save(tmp_path)
+    for each in TOKENIZER_FILES:
+        if not (tmp_path / each).exists():
+            (tmp_path / each).write_text("{}")
+    sum_directory(tmp_path)
+    (tmp_path / name).write_text("{")
+    for read in (load_tokenizer, functools.partial(read_tokenizer, vocab_size=256)):
+        with pytest.raises(ChangedFileError, match=f"{re.escape(name)} has 1 bytes; .* were written. Put the right"):
+            read(tmp_path)
 
 
 def test_edited_card_of_an_export_is_a_note(places: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from gptjax.checkpoints.checkpoint_format import (
     find_best_step,
     flatten_by_name,
     has_item,
+    is_of_storage,
     make_save_args,
     read_items,
     read_metadata,
@@ -298,6 +299,8 @@ def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[s
             checkpointer.finish(lambda: commit_checkpoint(unfinished, path))
         except (OSError, ValueError) as error:
             checkpointer.settle()
+            if not is_of_storage(error):
+                raise
             raise OSError(errno.EIO, describe_cause(error)) from error
 
 

@@ -283,10 +283,20 @@ def report_write_errors(directory: Path) -> Iterator[None]:
         raise UserError(f"A checkpoint in {directory} could not be written: {describe_cause(error)}.") from error
 
 
+_STORAGE_ERROR = re.compile(r"os_error_code='(\d+)'")
+"""What tensorstore says behind several paths, in a ValueError."""
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error of Orbax says that a file could not be read or written, and is no bug."""
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, OSError) or _STORAGE_ERROR.search(str(cause)) for cause in causes)
+
+
 def describe_cause(error: BaseException) -> str:
     """Why a file could not be read or written, in a few words."""
     cause = error.__cause__ or error
-    if found := re.search(r"os_error_code='(\d+)'", str(cause)):  # of tensorstore, behind several paths
+    if found := _STORAGE_ERROR.search(str(cause)):
         return describe_errno(int(found[1]))
     if isinstance(cause, OSError) and cause.errno and cause.strerror == os.strerror(cause.errno):
         return describe_errno(cause.errno)

@@ -79,6 +79,8 @@ def import_modules(names: Iterable[str]) -> Modules:
     """
     modules: dict[str, types.ModuleType] = {}
     for name in names:
+        if not name:
+            raise UserError("--import= is empty; wanted a file or a module. The variable that holds it may not be set.")
         path = expand_path(name)
         if path.suffix != ".py":
             modules[name] = _import_module(name)

@@ -117,7 +117,9 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
             advice = f"Raise the limit ({_LIMITS[error.errno]})" if error.errno in _LIMITS else "Free space"
             message = f"{where}{error.strerror}. {advice} and give the same command again."
         elif error.errno in _FAULTY:
-            message = f"{where}{error.strerror}. The disk, or the connection to it, may be faulty: dmesg tells more."
+            # What reads or writes an open file raises it without a name, as does a terminal that is gone.
+            faulty = "The disk, or the connection to it, may be faulty" + ", or the terminal gone" * (not where)
+            message = f"{where}{error.strerror}. {faulty}: dmesg tells more."
         elif error.filename is None:
             if not _is_directory_deleted():
                 raise

@@ -40,6 +40,10 @@ class DamagedFileError(Exception):
     """A file is missing or differs from what was written; the text says which and how."""
 
 
+class ChangedFileError(UserError):
+    """A file that a command was about to read is not what `checksums.json` lists."""
+
+
 def sum_file(path: Path, *, size: int | None = None, on_read: Callable[[int], object] = lambda count: None) -> FileSum:
     """Size and SHA-256 of a file, or of its first `size` bytes, as far as there are so many.
 
@@ -143,7 +147,7 @@ def renew_sums(directory: Path, names: Collection[str]) -> Iterator[None]:
 
 
 def check_listed_files(directory: Path, names: Iterable[str]) -> None:
-    """Raise a `UserError` for the first of these files that is not what `checksums.json` lists.
+    """Raise a `ChangedFileError` for the first of these files that is not what `checksums.json` lists.
 
     Nothing is known of a file that it does not list. One that is missing is left to those who need it.
     """
@@ -154,7 +158,7 @@ def check_listed_files(directory: Path, names: Iterable[str]) -> None:
         return
     there = {name: sums[name] for name in names if name in sums and (directory / name).is_file()}
     if problems := find_damage(directory, there):
-        raise UserError(
+        raise ChangedFileError(
             f"{problems[0]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
         )
 

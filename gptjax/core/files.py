@@ -201,8 +201,9 @@ def _rename_at_end(output: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and output.parent not in Path(os.fspath(error.filename)).absolute().parents:
             raise UserError(f"{quote(os.fspath(error.filename))} cannot be read: {error.strerror}.") from error
-        # NumPy says how much of an array it has written, and not why no more.
-        reason = error.strerror or f"{error} (is the disk full?)"
+        # NumPy says how much of an array it has written ("9 requested and 4 written"), and not why no more.
+        doubt = " (is the disk full?)" if re.fullmatch(r"\d+ requested and \d+ written", str(error)) else ""
+        reason = error.strerror or f"{error}{doubt}"
         raise UserError(
             f"--output={output} cannot be written: {reason}. Choose another path, or free space."
         ) from error

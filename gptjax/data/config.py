@@ -69,6 +69,11 @@ class TokenShards(DataSource):
             )
         return tokenizer
 
+    @property
+    def reads_whole_documents(self) -> bool:
+        """Whether rows hold whole documents, so that only those longer than a row are cut."""
+        return self.packing in ("best_fit", "best_fit_truncate")
+
     def open(self, spec: ReadSpec) -> SequenceReader:
         return SequenceReader(self.open_rows("train", spec), spec, packing=self.packing, prefetch=self.prefetch)
 
@@ -76,7 +81,7 @@ class TokenShards(DataSource):
         if spec.row_kind == "pairs":
             raise UserError("data is TokenShards, but this objective reads pairs. Use data=PreferenceShards(path=...).")
         check_kind(self._directory, pairs=False)
-        if spec.row_kind == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
+        if spec.row_kind == "answers" and not self.reads_whole_documents:
             raise UserError(
                 f"data.packing is {self.packing!r}, which cuts conversations anywhere. "
                 "Use --data.packing=best_fit_truncate."

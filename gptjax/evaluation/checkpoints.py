@@ -22,7 +22,7 @@ from gptjax.process.console import print_once
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.difference import explain_difference
+from gptjax.tokenization.difference import check_made_for
 
 if TYPE_CHECKING:
     from gptjax.evaluation import core_bundle, harness, scoring, task_results, texts
@@ -255,12 +255,8 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
             f"{path} holds preference pairs, of which one answer is rejected: the loss on them says little. Give "
             "--data=DIR of texts or chats, --text=FILE or --tasks."
         )
-    tokenizer, own = data.load_tokenizer(), run.tokenizer
-    if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
-        raise UserError(
-            f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
-            f"({own.name}): {explain_difference(tokenizer, own)}. Prepare the text with --tokenizer={run.directory}."
-        )
+    advice = f"Prepare the text with --tokenizer={run.directory}"
+    check_made_for(run.tokenizer, data.load_tokenizer(), name=options.data or "the data", advice=advice)
     return data
 
 

@@ -21,6 +21,7 @@ from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, Per
 from gptjax.metrics.plots import EVALUATION_PREFIX
 from gptjax.objectives.objective import get_row_kind
 from gptjax.tokenization.chat import with_chatml
+from gptjax.tokenization.difference import check_made_for
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -91,9 +92,8 @@ class TextProtocol(_BatchedEvaluator):
         if self.text is not None:
             raise UserError(f"evaluators: {self.name} has both text and data: choose one.")
         shards = TokenShards(path=self.data)
-        tokenizer, own = shards.load_tokenizer(), context.tokenizer
-        if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
-            raise UserError(f"evaluators: {self.data} was made with another tokenizer than the run's data.")
+        advice = "Prepare it with the run's tokenizer"
+        check_made_for(context.tokenizer, shards.load_tokenizer(), name=f"evaluators: {self.data}", advice=advice)
         if (stream := shards.open_stream("val")) is None:
             raise UserError(f"evaluators: {self.data} has no validation split.")
         return stream

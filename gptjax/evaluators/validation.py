@@ -19,7 +19,7 @@ from gptjax.data.token_stream import TokenStream
 from gptjax.evaluators.evaluator import EvalContext, Metrics, PeriodicEvaluator
 from gptjax.evaluators.metric_names import to_metrics
 from gptjax.objectives.objective import get_nats_metric, get_row_kind
-from gptjax.tokenization.difference import explain_difference
+from gptjax.tokenization.difference import check_made_for
 
 if TYPE_CHECKING:
     from gptjax.model import gpt
@@ -53,11 +53,11 @@ class ValidationLoss(PeriodicEvaluator):
         """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
         if self.data is not None:
             context = replace(context, data=self.data.resolve())
-            own, wanted = context.data.load_tokenizer(), context.tokenizer
-            if own and wanted and own.fingerprint != wanted.fingerprint and not wanted.extends(own):
-                problem = f"was made with {own.name}, and the run's with {wanted.name}"
-                what = f"{explain_difference(own, wanted)}. Prepare it with the latter"
-                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}: {what}.")
+            name, advice = (
+                f"evaluators: the data of ValidationLoss {self.name!r}",
+                "Prepare it with the run's tokenizer",
+            )
+            check_made_for(context.tokenizer, context.data.load_tokenizer(), name=name, advice=advice)
             if context.read_spec is not None and context.read_spec.reference is not None:
                 problem = "has data of its own, but the reference is stored for the run's"
                 advice = "Compute it in every step: --objective.no-store-reference"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
-from gptjax.core.file_sums import check_listed_files
+from gptjax.core.file_sums import ChangedFileError
 from gptjax.core.files import expand_path, shorten_path
 from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Architecture, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
@@ -22,22 +22,13 @@ from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.devices import DType
 from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
+from gptjax.tokenization.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, note_left_out
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
 VERIFIED_TOKENS = 2048
 """Most tokens over which logits are compared: scores of attention grow with the square, logits with the vocabulary."""
 HUB_PREFIX = "hf:"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-)
 FETCHED_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
 """Patterns of the files that an import reads. No pickle is among them."""
 
@@ -183,9 +174,10 @@ def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
     Raises:
         UserError: the tokenizer has more ids than the model, or has changed since `to-hf` wrote it.
     """
-    check_listed_files(directory, TOKENIZER_FILES)
     try:
         tokenizer = note_left_out(load_tokenizer(directory), directory)
+    except ChangedFileError:
+        raise
     except UserError as error:
         print(format_message(f"note: imported without a tokenizer: {error}"), file=sys.stderr)
         return None

@@ -21,7 +21,7 @@ from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoin
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE
-from gptjax.tokenization.difference import explain_difference
+from gptjax.tokenization.difference import describe_text_roles, explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
@@ -98,13 +98,18 @@ def join_vocabularies(
     if tokenizer.extends(known):
         rows = source.model_config.resolved_vocab_size
         model = replace(model, vocab_size=max(rows, tokenizer.vocab_size))
-        news = {name: i for name, i in tokenizer.specials.items() if name not in known.specials}
-        if added := ", ".join(quote(name) for name, i in news.items() if i >= known.vocab_size):
+        if added := ", ".join(quote(name) for name, i in tokenizer.specials.items() if i >= known.vocab_size):
             print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
-        if roles := ", ".join(quote(name) for name, i in news.items() if i < known.vocab_size):
+        if roles := ", ".join(map(quote, tokenizer.list_new_roles(known))):
             print_once(f"  vocabulary: {roles} are role tokens here, so that no text becomes one")
     elif known.extends(tokenizer):
-        print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
+        if known.vocab_size > tokenizer.vocab_size:
+            print_once(
+                f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use"
+            )
+        if roles := known.list_new_roles(tokenizer):
+            advice = f"Prepare it with --tokenizer={source.directory}"
+            print_once(f"note: {name} {describe_text_roles(roles)}. {advice}.", to_stderr=True)
         begin, tokenizer = tokenizer.begin_of_text_name, copy.copy(known)
         tokenizer.begin_of_text_name = begin  # documents begin as the data has it
     elif known.fingerprint != tokenizer.fingerprint:

@@ -89,10 +89,10 @@ def _describe_cut_chats(config: TrainConfig) -> list[str]:
     data = config.data
     if not isinstance(data, TokenShards) or data.path is None or get_row_kind(config.objective) != "text":
         return []
-    manifest, are_apart = read_manifest(data.path), config.model.intra_document_mask
+    manifest = read_manifest(data.path)
     if manifest is None or manifest.request.get("kind") != "chat":
         return []
-    if data.packing == "best_fit_truncate" and are_apart:
+    if data.reads_whole_documents and config.model.intra_document_mask:
         return []
     return [
         "note: the data holds conversations, of which the answers alone are learned, but rows cut them or let one see "

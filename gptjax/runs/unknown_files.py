@@ -16,8 +16,8 @@ from gptjax.data.manifest import MANIFEST_NAME, read_manifest
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE, list_references
 from gptjax.runs.run_sums import list_logs
 
-_WITHOUT_CONTENT = (LOCK, VERIFIED_FILE)
-"""Files that hold nothing but marks of running and earlier commands."""
+_MARKS = (LOCK, VERIFIED_FILE)
+"""Files by which commands know of each other. They have no sums, and no result depends on them."""
 
 
 def list_unknown(directory: Path) -> list[str]:
@@ -56,7 +56,7 @@ def _group(folder: Path, root: Path, known: set[Path]) -> Iterator[str]:
     """What is not known in a folder of `root`."""
     for path in sorted(folder.iterdir()):
         if not path.is_dir():
-            if path not in known and path.name not in _WITHOUT_CONTENT:
+            if path not in known and path.name not in _MARKS:
                 yield str(path.relative_to(root))
             continue
         files = [file for file in path.rglob("*") if file.is_file()]

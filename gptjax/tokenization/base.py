@@ -162,7 +162,15 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def extends(self, other: "Tokenizer") -> bool:
-        """Whether this tokenizer is another one with more special tokens behind its vocabulary."""
+        """Whether all ids of another tokenizer mean the same to this one, which has more special tokens.
+
+        These stand behind the other's vocabulary, or are added tokens of it that are roles here. Texts keep their ids,
+        except those that spell such a role (`list_new_roles`).
+        """
+
+    def list_new_roles(self, other: "Tokenizer") -> list[str]:
+        """The role tokens of this tokenizer that another one finds in ordinary text."""
+        return [name for name in self.specials if name in other.text_tokens]
 
     def with_special_tokens(self, specials: Iterable[str]) -> "Tokenizer":
         """This tokenizer with more special tokens, numbered from `vocab_size` on in the order given.

@@ -21,6 +21,7 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import LARGEST_TOKENIZER, read_text, write_atomically
 
 CHAT_TEMPLATE_FILE = "chat_template.json"
+JINJA_FILE = "chat_template.jinja"
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 FOLLOWERS: dict[str, tuple[Role, ...]] = {
@@ -216,7 +217,7 @@ def read_jinja_template(directory: Path) -> str | None:
     Raises:
         UserError: its file is too large, or no text.
     """
-    if (file := directory / "chat_template.jinja").is_file():
+    if (file := directory / JINJA_FILE).is_file():
         try:
             return read_text(file)
         except (OSError, ValueError) as error:

@@ -1,7 +1,31 @@
-"""In what two tokenizers differ: `explain_difference`."""
+"""In what two tokenizers differ, and whether a model can read what was made with another one than its own."""
 
-from gptjax.core.errors import quote
+from collections.abc import Iterable
+
+from gptjax.core.errors import UserError, quote
+from gptjax.process.console import print_once
 from gptjax.tokenization.tokenizer import Tokenizer
+
+
+def check_made_for(own: Tokenizer | None, made_with: Tokenizer | None, *, name: str, advice: str) -> None:
+    """Raise `UserError` if ids in the data `name` mean other tokens to a model, as far as both tokenizers are known.
+
+    A note says so if texts in the data may hold the model's role tokens.
+    """
+    if own is None or made_with is None or own.fingerprint == made_with.fingerprint:
+        return
+    if not own.extends(made_with):
+        raise UserError(
+            f"{name} was made with another tokenizer ({made_with.name}) than the run's ({own.name}): "
+            f"{explain_difference(made_with, own)}. {advice}."
+        )
+    if roles := own.list_new_roles(made_with):
+        print_once(f"note: {name} {describe_text_roles(roles)}. {advice}.", to_stderr=True)
+
+
+def describe_text_roles(roles: Iterable[str]) -> str:
+    """What is to be known of data that were made while the names of these role tokens were text."""
+    return f"was made without the roles {', '.join(map(quote, roles))}: a text in it that spells one holds that token"
 
 
 def explain_difference(ours: Tokenizer, theirs: Tokenizer) -> str:

@@ -5,6 +5,7 @@ is encoded by the library that it was written for (`library_tokenizer`).
 """
 
 import functools
+import itertools
 import os
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from gptjax.core.files import expand_path
 from gptjax.core.garbage import pause_garbage_collection
 from gptjax.process.console import print_once
 from gptjax.tokenization.base import SAVED_FILES, Tokenizer
-from gptjax.tokenization.chat_template import read_chat_template
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, JINJA_FILE, read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
-from gptjax.tokenization.special_names import END_OF_TEXT, find_begin_of_text, find_end_of_text
+from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT, find_begin_of_text, find_end_of_text
 from gptjax.tokenization.table_tokenizers import BPE, Bytes, Chars, TableTokenizer
 from gptjax.tokenization.tokenizer_json import (
+    FILE_NAME,
     GPT2_PATTERN,
     GPT4_PATTERN,
+    PAIRS,
     LibraryFile,
     TokenTable,
     explain_missing,
@@ -35,12 +38,22 @@ __all__ = [
     "GPT2_PATTERN",
     "GPT4_PATTERN",
     "SAVED_FILES",
+    "TOKENIZER_FILES",
     "Bytes",
     "Chars",
     "Tokenizer",
     "load_tokenizer",
     "note_left_out",
 ]
+
+TOKENIZER_FILES = (
+    FILE_NAME,
+    *CONFIG_FILES,
+    CHAT_TEMPLATE_FILE,
+    JINJA_FILE,
+    *itertools.chain.from_iterable(PAIRS),
+)
+"""All files of a directory that a tokenizer and its chat template may be read from."""
 
 
 def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = None) -> Tokenizer:
@@ -49,6 +62,9 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     A directory may also hold GPT-2's pair `vocab.bpe`, `encoder.json`, or the same as `merges.txt`, `vocab.json`. A
     `chat_template.json` beside it is its template. The end of text is `end_of_text`, else what tokenizer_config.json or
     special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
+
+    Raises a `UserError` if there is none that can be read: a `ChangedFileError` if one of its files is not as gptjax
+    wrote it.
     """
     with pause_garbage_collection():
         found = _load(os.fspath(spec))
@@ -73,7 +89,10 @@ def _load(name: str) -> Tokenizer:
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
-    if (path := expand_path(name)).is_dir():
+    path = expand_path(name)
+    if path.exists():
+        check_listed_files(path if path.is_dir() else path.parent, TOKENIZER_FILES)
+    if path.is_dir():
         return _add_neighbours(read_directory(path), path)
     if path.is_file():
         return _add_neighbours(read_tokenizer_json(path), path.parent)
@@ -81,11 +100,7 @@ def _load(name: str) -> Tokenizer:
 
 
 def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenizer:
-    """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents.
-
-    Raises a `UserError` if one of them has changed since gptjax wrote it.
-    """
-    check_listed_files(directory, SAVED_FILES)
+    """The tokenizer of a file with what others beside it say: its chat template, and what ends and begins documents."""
     found: Tokenizer
     template = read_chat_template(directory)
     if isinstance(file, LibraryFile):

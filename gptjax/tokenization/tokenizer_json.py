@@ -17,6 +17,8 @@ from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
 from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT
 
 FILE_NAME = "tokenizer.json"
+PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+"""GPT-2's older files, vocabulary and merges, under either of their names."""
 ADVICE = "Use gpt2, or learn a byte-level BPE: python -m data_pipelines.train_tokenizer"
 MODEL_ADVICE = "transformers' AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT) writes a tokenizer.json of it."
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -88,7 +90,7 @@ def read_directory(directory: Path) -> TokenTable | LibraryFile:
     """The table of a directory that holds tokenizer.json or GPT-2's older pair under either of its names."""
     if (directory / FILE_NAME).is_file():
         return read_tokenizer_json(directory / FILE_NAME)
-    for vocab_name, merges_name in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
+    for vocab_name, merges_name in PAIRS:
         if (directory / vocab_name).is_file() and (directory / merges_name).is_file():
             files = [directory / vocab_name, directory / merges_name]
             try:
