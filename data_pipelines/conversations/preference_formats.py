@@ -158,12 +158,12 @@ def _answer(text: str, *, where: str) -> list[Any]:
 def _split_sides(given: Pair, *, where: str) -> Pair | None:
     """The pair of a prompt, which may be missing, and two sides; None for values of other types."""
     match given:
-        case list(), list(), list():
-            return _split_lists(*given, where=where)
-        case str() | None, list(), list():
-            return _split_by_common_turns(given.chosen, given.rejected, where=where)
-        case str() | None, str(), str():
-            return _check_strings(*given, where=where)
+        case Pair(list() as prompt, list() as chosen, list() as rejected):
+            return _split_lists(prompt, chosen, rejected, where=where)
+        case Pair(str() | None, list() as chosen, list() as rejected):
+            return _split_by_common_turns(chosen, rejected, where=where)
+        case Pair(str() | None as prompt, str() as chosen, str() as rejected):
+            return _check_strings(prompt, chosen, rejected, where=where)
     return None
 
 
