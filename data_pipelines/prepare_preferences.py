@@ -45,6 +45,7 @@ class PreparePreferences(PrepareScored):
     After a kill the same command continues."""
 
     train_flags: ClassVar[str] = "--config=modern_253m_dpo --init-from=RUN"
+    few_flags: ClassVar[str | None] = "--config=own_pairs_cpu --init-from=RUN"
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

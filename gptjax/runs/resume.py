@@ -50,6 +50,7 @@ def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerpri
         )
     if config.resume == "force":
         _check_rows(saved.config, config, saved.step)
+        _check_tokenizer(config, saved, fingerprints)
     reported, refused = compare_configs(saved.config, config)
     refused += _compare_history(saved.config, config, saved.step)
     refused += _compare_fingerprints(saved.fingerprints, fingerprints)
@@ -106,8 +107,21 @@ def describe_other_rows(saved: SavedRun, config: TrainConfig, fingerprints: Fing
 
 def _describe_end(config: TrainConfig, step: int) -> list[str]:
     if step < config.steps:
-        return []
+        return _describe_ended_schedule(config)
     return [f"  the run is complete: its last evaluation is repeated. --steps={2 * step}, say, goes on from here"]
+
+
+def _describe_ended_schedule(config: TrainConfig) -> list[str]:
+    """A line if steps are left behind the end of a schedule that has lowered the rate."""
+    length, rate = config.schedule_length, lambda step: float(config.optimizer.learning_rate_at(step, steps=length))
+    if config.steps <= length or rate(length) >= 0.999 * max(
+        rate(step) for step in range(0, length + 1, max(1, length // 16))
+    ):
+        return []
+    return [
+        f"  the schedule ends at step {length:,}; from there on the learning rate is {rate(length):.2e}. "
+        f"--schedule-steps={config.steps} lets it end with the run"
+    ]
 
 
 def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
@@ -186,9 +200,20 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
+    if config.resume == "auto" and not config.stages and saved.stages and _continues_alike(saved, config, step):
+        return replace(config, batch_size=saved.batch_size, grad_accum=saved.grad_accum, stages=saved.stages)
     if config.resume == "force" and saved.history_until(step) != config.history_until(step):
         config = _keep_batches(saved, config, step)
     return config
+
+
+def _continues_alike(saved: TrainConfig, wanted: TrainConfig, step: int) -> bool:
+    """Whether the batches, windows and rate of the wanted config are those in effect at the last of the saved stages.
+
+    So a run whose batch was changed by `--resume=force` goes on by the command of that change.
+    """
+    last, wanted_phase = saved.phases[-1], wanted.phases[-1]
+    return last.begin <= step and replace(last, begin=0) == replace(wanted_phase, begin=0)
 
 
 def _check_rows(saved: TrainConfig, wanted: TrainConfig, step: int) -> None:
@@ -207,6 +232,17 @@ def _check_rows(saved: TrainConfig, wanted: TrainConfig, step: int) -> None:
                 f"was, not even with --resume=force. Undo the change, or begin a new run with these weights: "
                 f"--name=OTHER --init-from={shlex.quote(str(wanted.directory))}"
             )
+
+
+def _check_tokenizer(config: TrainConfig, saved: SavedRun, fingerprints: Fingerprints) -> None:
+    """Raise if ids would mean other tokens: the checkpoints so far could no longer be read beside the new tokenizer."""
+    old, new = (marks.get("tokenizer") for marks in (saved.fingerprints, fingerprints))
+    if None not in (old, new) and old != new:
+        raise UserError(
+            f"tokenizer: {_shorten(old)} → {_shorten(new)} gives ids another meaning, so that the run could not go on, "
+            "not even with --resume=force. Undo the change, or begin a new run with these weights, which says whether "
+            f"the ids fit: --name=OTHER --init-from={shlex.quote(str(config.directory))}"
+        )
 
 
 def _describe_packing(data: DataSource) -> str | None:
