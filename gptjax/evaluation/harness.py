@@ -217,7 +217,8 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     names = [str(path.absolute()) if (path := expand_path(name)).is_file() else name for name in request.tasks]
     manager = task_manager(include_path=paths, include_defaults=False)
     known = lambda: all(name in manager.task_index or Path(name).is_file() for name in names)
-    if not known() or any(task not in manager.task_index for task in files):
+    wanted = {*files, *(leaf for name in names if name in manager.task_index for leaf in _list_leaves(manager, name))}
+    if not known() or not wanted <= manager.task_index.keys():
         manager = task_manager(include_path=paths)
     if not known():
         unknown = next(name for name in names if name not in manager.task_index and not Path(name).is_file())
@@ -328,8 +329,9 @@ def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directo
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """The harness' and datasets' messages below errors, and progress bars, are not shown."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "datasets", "lm-eval"))}
+    """The messages below errors of the harness and of what fetches data, and progress bars, are not shown."""
+    names = ("lm_eval", "lm-eval", "datasets", "huggingface_hub")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     # Asked outside a clone, git complains; nothing here reads the answer.
     stand_ins: list[tuple[str, str, Any]] = [("lm_eval.evaluator", "get_git_commit_hash", lambda: None)]
     stand_ins += [(name, "tqdm", lambda items, **_: items) for name in ("lm_eval.api.task", "lm_eval.api.model")]
