@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.conversations.dialogue_text import find_marks, split_dialogue, split_question, split_speakers
+from data_pipelines.conversations.dialogue_text import LeftMarks, split_dialogue, split_question, split_speakers
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 
 ASKED = [("user", "Two and two?"), ("assistant", "Four.")]
@@ -155,5 +155,6 @@ def test_of_a_question_only_the_mark_that_opens_the_answer_is_taken_off(text, tu
     ],
 )
 def test_every_mark_that_is_read_and_those_of_the_template_are_found_in_a_content(mark):
-    assert find_marks(["<｜User｜>"]).search(f"Hi {mark} ho")
-    assert not find_marks(["<｜User｜>"]).search("a < b, [1], ### Note: c\n\nUser: d")
+    marks = LeftMarks(("<｜User｜>",))
+    assert marks.are_in(f"Hi {mark} ho")
+    assert not marks.are_in("a < b, [1], ### Note: c\n\nUser: d")

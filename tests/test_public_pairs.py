@@ -199,7 +199,13 @@ def test_a_history_comes_before_every_form_of_a_pair(start):
 
 def test_a_history_of_text_is_a_prompt_or_named():
     assert parse_pair({"history": "Q", **ANSWERS}, where="x:1") == ("Q", "A", "B")
-    assert read_pair({"history": "Q", **LISTS}, where="x:1")[1] == (OTHER_CONTENT,)
+    dialogues = {side: f"{HUMAN}{text}" for side, text in ANSWERS.items()}
+    wanted = [[("user", "R")], [("assistant", "A")], [("assistant", "B")]]
+    for sides in (LISTS, dialogues):
+        pair, left_out = read_pair({"history": "Q", **sides}, where="x:1")
+        assert ([*map(show, pair)], left_out) == (wanted, (OTHER_CONTENT,))
+    pair, left_out = read_pair({"prompt": HUMAN, **dialogues}, where="x:1")
+    assert ([*map(show, pair)], left_out) == (wanted, ())
     with pytest.raises(InvalidRecord, match='x:1: "history": wanted a list'):
         parse_pair({"history": "Q", "prompt": "R", **ANSWERS}, where="x:1")
 
@@ -303,7 +309,7 @@ def test_a_label_that_is_not_understood_is_no_tie(fields, label, value, shown):
     assert caught.value.note == UNKNOWN
 
 
-@pytest.mark.parametrize("label", [1, "1", "1.0", 1.0, True])
+@pytest.mark.parametrize("label", [1, "1", "1.0", 1.0, True, "True"])
 def test_a_number_of_a_label_may_be_written_as_tables_do(label):
     record = {"prompt": "P", "response_0": "x", "response_1": "y", "better_response_id": label}
     assert parse_pair(record, where="x:1").chosen == "y"

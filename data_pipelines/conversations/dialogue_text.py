@@ -1,7 +1,9 @@
 """Conversations that are written as one text with marks of who speaks, as many sets for fine-tuning are."""
 
+import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gptjax.core.errors import quote
@@ -30,7 +32,7 @@ _ROLES = ROLE_NAMES | {"instruction": "user", "input": "user", "response": "assi
 _ROLES |= {"inst": "user", "/inst": "assistant", "function response": "function"}
 
 _HELPSTEER2 = re.compile(r"(?:\A|\n)<extra_id_[01]>(System|User|Assistant)(?:\n|\Z)")
-_LEFT_WORDS = (r"<extra_id_\d>", r"\n\nAssistant:", r"### Assistant:", r"### Response:")
+_WORDS = ("\n\nAssistant:", "### Assistant:", "### Response:")
 _OPEN = {"role": "assistant", "content": ""}
 
 Turns = list[dict[str, str]]
@@ -85,12 +87,19 @@ def split_question(text: Any, *, where: str) -> Turns | None:
     return turns[:-1] if turns[-1] == _OPEN else turns
 
 
-def find_marks(names: Iterable[str]) -> re.Pattern[str]:
-    """What tells that a content holds turns, or tokens of a template with these `names`, which are learned as letters.
+@dataclass(frozen=True)
+class LeftMarks:
+    """What tells that a content holds turns, or the tokens `names` of a template, which are learned as letters."""
 
-    Every alternative begins with a letter that is no pattern, so that a search looks for these few letters only.
-    """
-    return re.compile("|".join([_END, *TOKENS.values(), *_LEFT_WORDS, *map(re.escape, names)]))
+    names: tuple[str, ...]
+
+    @functools.cached_property
+    def _tokens(self) -> re.Pattern[str]:
+        """Nearly all begin with one of two letters, which a search finds fast."""
+        return re.compile("|".join([_END, *TOKENS.values(), r"<extra_id_\d>", *map(re.escape, self.names)]))
+
+    def are_in(self, content: str) -> bool:
+        return any(word in content for word in _WORDS) or self._tokens.search(content) is not None
 
 
 def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:

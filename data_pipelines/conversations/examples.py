@@ -5,13 +5,12 @@ What workers need to encode records is here and in `block_encoder`, apart from t
 
 import functools
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_pipelines.conversations.chat_formats import parse_conversation
-from data_pipelines.conversations.dialogue_text import find_marks
+from data_pipelines.conversations.dialogue_text import LeftMarks
 from data_pipelines.conversations.preference_formats import EQUAL, read_pair
 from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord, UselessRecord, has_reasoning
@@ -47,16 +46,16 @@ class EncodeConversation:
     renamed: Mapping[str, str]
 
     @functools.cached_property
-    def marks(self) -> re.Pattern[str]:
+    def marks(self) -> LeftMarks:
         """Those of turns, and of the template that is written."""
-        return find_marks(self.encoder.template.special_tokens)
+        return LeftMarks(self.encoder.template.special_tokens)
 
     def __call__(self, record: Any, where: str) -> Example:
         messages, unscored, left_out = parse_conversation(record, where=where, renamed=self.renamed)
         found = {
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
-            MARKS: any(self.marks.search(message.content) for message in messages),
+            MARKS: any(self.marks.are_in(message.content) for message in messages),
         }
         document = self.encoder.encode_conversation(messages, unscored=unscored)
         notes = (*left_out, *(note for note, is_true in found.items() if is_true))
@@ -76,9 +75,9 @@ class EncodePair:
         return ChatEncoder(self.tokenizer)
 
     @functools.cached_property
-    def marks(self) -> re.Pattern[str]:
+    def marks(self) -> LeftMarks:
         """Those of turns, and of the template that is written."""
-        return find_marks(self.chat.template.special_tokens)
+        return LeftMarks(self.chat.template.special_tokens)
 
     def __call__(self, record: Any, where: str) -> Example:
         is_for_text = self.tokenizer.chat_template is None
@@ -96,7 +95,7 @@ class EncodePair:
             REASONING: any(map(has_reasoning, given)),
             TEXT_FOR_CHATS: is_text and not is_for_text,
             EMPTY_IN_PAIR: not all(message.content.strip() for message in said),
-            MARKS_IN_PAIR: any(self.marks.search(message.content) for message in said),
+            MARKS_IN_PAIR: any(self.marks.are_in(message.content) for message in said),
         }
         return Example(repr(prompt), documents, (*left_out, *(note for note, is_true in found.items() if is_true)))
 

@@ -79,8 +79,8 @@ def read_pair(
     given = _find_sides(record, where=where)
     if given.chosen is not None and given.chosen == given.rejected:
         raise UselessRecord(EQUAL)
-    is_prompt = _is_prompt(record.get("history")) and given.prompt == record["history"]
-    history = [] if is_prompt else read_history(record, where=where)
+    is_alone = _is_prompt(record.get("history")) and given.prompt in (None, record["history"])
+    history = [] if is_alone else read_history(record, where=where)
     is_text = keeps_text and not history and not any(isinstance(part, list) for part in given)
     turns = given if is_text else _make_turns(given, history, where=where)
     if (pair := _split_sides(turns, where=where)) is None:
@@ -102,27 +102,37 @@ def _find_sides(record: dict[str, Any], *, where: str) -> Pair:
         found = find_public_pair(record, has_sides=None not in sides, where=where)
         prompt, *sides = found or (None, *sides)
         prompt = _find_prompt(record, where=where) if prompt is None else prompt
+    history = record.get("history")
+    if prompt is None and _is_prompt(history) and not _are_dialogues(None, sides):
+        prompt = history  # SHP's
     return Pair(prompt, *([side] if isinstance(side, dict) else side for side in sides))  # a single message
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
-    """The prompt with what belongs to it, such as Alpaca's `input`. SHP's is the text of a history."""
+    """The prompt with what belongs to it, such as Alpaca's `input`."""
     key = next((key for key in (*QUESTIONS, "conversations", "input") if record.get(key) is not None), None)
-    if key is None:
-        return record["history"] if _is_prompt(record.get("history")) else None
-    if key == "input" and not isinstance(record["input"], str):
+    if key is None or (key == "input" and not isinstance(record["input"], str)):
         return None
     return add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
 
 
 def _is_prompt(history: Any) -> bool:
+    """Whether a history is a text, and no list of turns."""
     return isinstance(history, str) and bool(history.strip()) and not isinstance(parse_json(history), list)
+
+
+def _are_dialogues(prompt: Any, sides: Sequence[Any]) -> bool:
+    """Whether both sides are HH-RLHF's texts, which hold their prompt, and repeat one that is beside them."""
+    start = prompt.rstrip() if isinstance(prompt, str) else ""
+    return (prompt is None or bool(start)) and all(
+        isinstance(side, str) and _SPEAKER.match(side) is not None and side.startswith(start) for side in sides
+    )
 
 
 def _make_turns(given: Pair, history: list[Any], *, where: str) -> Pair:
     """Lists of messages where a part is such a list, holds earlier turns or follows a history; texts for others."""
     prompt, *sides = given
-    if prompt is None and all(isinstance(side, str) and _SPEAKER.match(side) for side in sides):
+    if _are_dialogues(prompt, sides):
         sides = [split_speakers(side, where=where) for side in sides]
     if any(isinstance(side, list) and find_role((side or [None])[0]) != "assistant" for side in sides):
         return Pair(prompt, *sides)  # the sides hold it
@@ -148,12 +158,12 @@ def _answer(text: str, *, where: str) -> list[Any]:
 def _split_sides(given: Pair, *, where: str) -> Pair | None:
     """The pair of a prompt, which may be missing, and two sides; None for values of other types."""
     match given:
-        case list(), list(), list():
-            return _split_lists(*given, where=where)
-        case str() | None, list(), list():
-            return _split_by_common_turns(given.chosen, given.rejected, where=where)
-        case str() | None, str(), str():
-            return _check_strings(*given, where=where)
+        case Pair(list() as prompt, list() as chosen, list() as rejected):
+            return _split_lists(prompt, chosen, rejected, where=where)
+        case Pair(str() | None, list() as chosen, list() as rejected):
+            return _split_by_common_turns(chosen, rejected, where=where)
+        case Pair(str() | None as prompt, str() as chosen, str() as rejected):
+            return _check_strings(prompt, chosen, rejected, where=where)
     return None
 
 

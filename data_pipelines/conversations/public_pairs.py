@@ -123,7 +123,7 @@ def _read_label(value: Any) -> float | str | None:
     try:
         return float(value)
     except ValueError:
-        return word
+        return {"true": 1.0, "false": 0.0}.get(word, word)
 
 
 def _find_question(
@@ -138,7 +138,8 @@ def _find_question(
     prompt = next((record[key] for key in QUESTIONS if record.get(key) is not None), None)
     asked, *answers = (parse_texts(value) for value in (prompt, chosen, rejected))
     if asked and None not in answers:  # the arena's, of all turns
-        return asked[0], *(_join_answers(asked, given or [], where=where) for given in answers)
+        better, worse = (_join_answers(asked, given or [], where=where) for given in answers)
+        return asked[0], better, worse
     return None, chosen, rejected
 
 
@@ -172,7 +173,8 @@ def _find_ranked(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any] 
             best, worst, is_better = ranked
             if not is_better:
                 raise UselessRecord(ONE_SCORE)
-            return None, *([{"role": "assistant", "content": text}] for text in (best, worst))
+            better, worse = ([{"role": "assistant", "content": text}] for text in (best, worst))
+            return None, better, worse
     return None
 
 
