@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_pipelines.encode.bpe_trainer import parse_special_tokens
 from data_pipelines.runtime.options import run_command
-from data_pipelines.train_tokenizer import print_special_tokens, save_tokenizer
+from data_pipelines.train_tokenizer import check_output, print_special_tokens, save_tokenizer
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 
 
@@ -32,6 +32,7 @@ def extend_tokenizer(request: ExtendTokenizer) -> Tokenizer:
     """Read, add and write; prints the ids of the special tokens."""
     given = note_left_out(load_tokenizer(request.tokenizer), request.tokenizer)
     tokenizer = given.with_special_tokens(parse_special_tokens(request.special_tokens))
+    check_output(request.output, vocab_size=tokenizer.vocab_size)
     path = save_tokenizer(tokenizer, request.output)
     print(f"{path}: {tokenizer.vocab_size:,} tokens")
     print_special_tokens(tokenizer)

@@ -7,6 +7,8 @@
         --output=data/tokenizer
 """
 
+import contextlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +21,10 @@ from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, 
 from data_pipelines.readers.sources import has_text_files, open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
+from gptjax.core.errors import UserError
 from gptjax.core.file_sums import renew_sums
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, read_text
+from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer
 
@@ -58,6 +62,7 @@ class TrainTokenizer:
 def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     """Read, train and write; prints a summary."""
     start, specials = time.perf_counter(), parse_special_tokens(request.special_tokens)
+    check_output(request.output, vocab_size=request.vocab_size)
     context = ReadContext(request.text_field, request.strict, separator=parse_separator(request.separator))
     corpus = Corpus(open_source(request.source), request.split)
     tokenizer = train_bpe_on_documents(
@@ -82,6 +87,21 @@ def _iter_training(
         if side == "train":
             count_marks(str(document, "utf-8"), names, context.notes, has_text_files=has_text)
             yield document
+
+
+def check_output(output: Path, *, vocab_size: int) -> None:
+    """Raise a `UserError` for a directory whose other files could not be used with a tokenizer of so many ids."""
+    directory = expand_path(output)
+    if (directory / MANIFEST_NAME).is_file() or (directory / "checkpoints").is_dir():
+        raise UserError(f"--output={output} holds what was made with its own tokenizer. Choose another directory.")
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads(read_text(directory / "config.json"))
+        rows = config.get("vocab_size") if isinstance(config, dict) else None
+        if isinstance(rows, int) and rows < vocab_size:
+            raise UserError(
+                f"--output={output} holds a model of {rows:,} ids, and the tokenizer would have {vocab_size:,}. Choose "
+                "another directory."
+            )
 
 
 def save_tokenizer(tokenizer: Tokenizer, output: Path) -> Path:

@@ -69,8 +69,32 @@ def test_tokenizer_that_is_extended_in_its_place_is_read_and_whole(tmp_path, oth
     sum_directory(tmp_path)
     made = extend_tokenizer(ExtendTokenizer(tokenizer=str(tmp_path), output=tmp_path))
     assert load_tokenizer(tmp_path).fingerprint == made.fingerprint
-    sums, _ = read_sums(tmp_path)
+    sums, _ = read_sums(tmp_path) or ({}, {})
     assert sums == sum_files(tmp_path, ["tokenizer.json", *others])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", '{"vocab_size": 301}', "holds a model of 301 ids, and the tokenizer would have 302"),
+        ("manifest.json", "{}", "holds what was made with its own tokenizer"),
+        ("checkpoints/1/x", "", "holds what was made with its own tokenizer"),
+    ],
+)
+def test_tokenizer_that_other_files_need_is_not_replaced(tmp_path, name, content, said):
+    path = train_bpe(make_texts(), vocab_size=300).save(tmp_path)
+    before = path.read_bytes()
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        extend_tokenizer(ExtendTokenizer(tokenizer=str(path), output=tmp_path))
+    with pytest.raises(UserError, match="--output="):
+        train_tokenizer(TrainTokenizer(source="nowhere", vocab_size=302, output=tmp_path))
+    assert path.read_bytes() == before
+    if name == "config.json":  # the rows are there
+        (tmp_path / name).write_text('{"vocab_size": 302}')
+        extend_tokenizer(ExtendTokenizer(tokenizer=str(path), output=tmp_path))
+        assert load_tokenizer(tmp_path).vocab_size == 302
 
 
 def test_commands_print_special_tokens_and_notes(tmp_path):

@@ -4,7 +4,7 @@ Lines are only added to logs. Each checkpoint has the sums of what they held whe
 the sums of the whole logs and of its picture to its own `checksums.json`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from gptjax.checkpoints.integrity import list_steps, measure_logs, read_log_sums
 from gptjax.core.file_sums import (
     DamagedFileError,
     FileSum,
+    FileSums,
     describe_unchanged,
     read_sums,
     sum_files,
@@ -26,6 +27,8 @@ _LOGS = (METRICS, GOODPUT_FILE, CONSOLE_LOG, "tensorboard/*")
 DISPOSABLE = ("loss.png", f"{METRICS}.broken", *REPORTS)
 """Patterns of files beside the logs that a run may have written before its end. They may be deleted: no result depends
 on them."""
+_NEEDED = {METRICS, GOODPUT_FILE}
+"""Logs that the run reads itself. The others may be deleted."""
 _OWN_CHANGE = "If you changed it yourself, the next start of the run sums it anew"
 _END = "the run ended"
 
@@ -50,6 +53,13 @@ def seal_run(directory: Path) -> None:
         print_once(f"warning: what was written since the last checkpoint has no sums: {error}")
 
 
+class _Moment(NamedTuple):
+    """When logs were summed, and their sums by name."""
+
+    when: str
+    sums: FileSums
+
+
 class _Mark(NamedTuple):
     """What a log held at a moment."""
 
@@ -64,12 +74,12 @@ def report_logs(directory: Path) -> Iterator[str]:
     tells of logs that were deleted, or begun anew or repaired before their last sum.
     """
     unchanged, open_logs = [], []
-    marks = _collect_marks(directory)
+    marks = _collect_marks(_read_moments(directory))
     for name, found in marks.items():
         path, last = directory / name, found[-1]
         if not path.is_file():
             line = f"{path} is missing; it had {last.found.bytes:,} bytes when {last.when}"
-            if name in (METRICS, GOODPUT_FILE):
+            if name in _NEEDED:
                 yield line
             else:
                 print(f"note: {line}")
@@ -96,28 +106,38 @@ def report_logs(directory: Path) -> Iterator[str]:
 def warn_of_changed_logs(directory: Path) -> None:
     """Print a warning for each log that is not as it was when a checkpoint was saved or the run ended, also a cut one.
 
-    A run that goes on sums it anew, so `verify` could not tell later. One line names the logs that are gone.
+    A run that goes on sums it anew, so `verify` could not tell later. One line names the logs that are gone since the
+    newest of these moments.
     """
-    missing = []
-    for name, marks in _collect_marks(directory).items():
+    moments = _read_moments(directory)
+    missing = [name for name in (moments[-1].sums if moments else ()) if not (directory / name).is_file()]
+    for name, marks in _collect_marks(moments).items():
         path = directory / name
         if not path.is_file():
-            missing.append(name)
-        elif not (is_same := _compare_marks(path, marks))[-1]:
+            continue
+        if not (is_same := _compare_marks(path, marks))[-1]:
             print_once(f"warning: {_describe_change(path, marks, is_same)}. The run goes on, and sums it anew")
     if missing:
+        kind = "note" if _NEEDED.isdisjoint(missing) else "warning"
         verb = "is" if len(missing) == 1 else "are"
-        print_once(f"warning: {', '.join(missing)} of {directory} {verb} missing, and had a sum. The run goes on")
+        names = ", ".join(missing)
+        print_once(f"{kind}: {names} of {directory} {verb} missing, and there when {moments[-1].when}. The run goes on")
 
 
-def _collect_marks(directory: Path) -> dict[str, list[_Mark]]:
-    """What each log held when each checkpoint was saved and when the run ended, in this order."""
-    marks: dict[str, list[_Mark]] = {}
+def _read_moments(directory: Path) -> list[_Moment]:
+    """The sums of logs at each checkpoint and at the end of the run, in this order, without moments that have none."""
     checkpoints = directory / CHECKPOINTS
-    moments = [(f"step {step} was saved", checkpoints / str(step)) for step in list_steps(checkpoints)]
-    for when, place in (*moments, (_END, directory)):
-        for name, found in read_log_sums(place).items():
-            marks.setdefault(name, []).append(_Mark(when, found))
+    places = [(f"step {step} was saved", checkpoints / str(step)) for step in list_steps(checkpoints)]
+    moments = (_Moment(when, read_log_sums(place)) for when, place in (*places, (_END, directory)))
+    return [moment for moment in moments if moment.sums]
+
+
+def _collect_marks(moments: Iterable[_Moment]) -> dict[str, list[_Mark]]:
+    """What each log held at these moments, in their order."""
+    marks: dict[str, list[_Mark]] = {}
+    for moment in moments:
+        for name, found in moment.sums.items():
+            marks.setdefault(name, []).append(_Mark(moment.when, found))
     return marks
 
 
