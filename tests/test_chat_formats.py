@@ -331,6 +331,16 @@ def test_a_history_comes_before_a_prompt_of_messages(start: list[Any], repeated:
     for given in (history, json.dumps(history), repr(history)):
         parsed = parse_conversation({"prompt": prompt, "completion": "4", "history": given}, where="x")
         assert [message.content for message in parsed.messages] == [*(["S"] if start else []), "Hi", "Ho", "2+2?", "4"]
+    if repeated:
+        parsed = parse_conversation({"prompt": prompt, "completion": "4", "history": [*start, *repeated]}, where="x")
+        assert len(parsed.messages) == len(prompt) + 1
+
+
+def test_a_question_of_text_before_a_list_is_read_as_before_a_text() -> None:
+    record = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": [{"role": "assistant", "content": " Ho"}]}
+    assert parse_conversation(record, where="x").messages == [Message("user", "Hi"), Message("assistant", " Ho")]
+    asked = parse_conversation(record | {"prompt": "Hi", "context": "C"}, where="x").messages[0]
+    assert asked.content == "Hi\n\nC"
 
 
 @pytest.mark.parametrize("field", [{"history": [["Hi"]]}, {"input": [1, 2]}, {"system": {"a": 1}}])

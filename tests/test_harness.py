@@ -416,6 +416,11 @@ def slow(**_):
 """
 
 
+def test_groups_of_ours_know_the_harness_tasks_in_them() -> None:
+    with prepare_tasks(TaskRequest(("gpt2_model_card",))) as prepared:
+        assert {"lambada_openai", "wikitext", "cbt_cn"} <= {*prepared.names} & prepared.manager.task_index.keys()
+
+
 def write_tasks(directory: Path, tasks: dict[str, str]) -> None:
     """Write multiple-choice tasks by name; `rows.jsonl` is beside them, and the texts say where their data are."""
     row = json.dumps({"question": "the cat", "answers": ["boat", "two cats"], "gold": 1})

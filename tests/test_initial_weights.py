@@ -15,6 +15,8 @@ from tiny import MODEL, SINGLE, tiny_config, tokenizer, write_shards
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.evaluation.checkpoints import find_data
+from gptjax.evaluation.options import Evaluate
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import DocumentIds
 from gptjax.runs.checkpoint_source import open_checkpoint
@@ -105,6 +107,9 @@ def test_weights_are_taken_whose_tokenizer_does_not_call_the_roles_special(
     assert "the data does not use" not in printed.out
     problem = "was made without the roles <｜User｜>, <｜Assistant｜>: a text in it that spells one holds that token"
     assert f"note: the data {problem}. Prepare it with --tokenizer={tuned.directory}." in printed.err
+    shards = write_shards(tmp_path / "shards", {"train": [np.arange(9)]}, own=base)
+    assert find_data(Evaluate((str(tuned.directory),), data=str(shards)), tuned).load_tokenizer() is not None
+    assert f"note: {shards} {problem}. Prepare the text with --tokenizer={tuned.directory}." in capsys.readouterr().err
 
 
 def test_weights_of_a_config_of_ones_own_are_found_where_it_is_imported(config: TrainConfig, tmp_path: Path) -> None:

@@ -286,33 +286,33 @@ def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         shown = quote(repr(history), limit=80)
         raise InvalidRecord(f'{where}: "history": wanted a list of pairs or of messages, got {shown}.', NO_LIST)
-    return [message for question, answer in history for message in _make_turn(question, answer)]
+    return [
+        {"role": role, "content": text}
+        for turn in history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
 
 
 def add_history(history: list[Any], turns: list[Any]) -> list[Any]:
     """The turns after those before them, unless they repeat these. A message of the system stays the first."""
     count = int(bool(turns) and find_role(turns[0]) == "system")
-    if turns[count : count + len(history)] == history:
-        return turns
-    return [*turns[:count], *history, *turns[count:]]
-
-
-def _make_turn(question: Any, answer: Any) -> list[Any]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    first, spoken = turns[:count], turns[count:]
+    earlier = history[1:] if first and history[:1] == first else history
+    return turns if spoken[: len(earlier)] == earlier else [*first, *earlier, *spoken]
 
 
 def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) -> list[Any]:
     """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
-    question, history = record[key], read_history(record, where=where)
-    if isinstance(question, list) or isinstance(answer, list):  # TRL's prompt and completion
-        as_list = lambda value, role: value if isinstance(value, list) else [{"role": role, "content": value}]
-        return add_history(history, [*as_list(question, "user"), *as_list(answer, "assistant")])
-    if isinstance(question, str):
+    question, turns = record[key], None
+    if isinstance(question, list):  # TRL's
+        turns = question
+    elif isinstance(question, str):
         question = add_context(record, key, where=where)
-    if (turns := split_question(question, where=where)) is not None:
-        answer = answer.strip() if isinstance(answer, str) else answer  # a blank is part of the mark before it
-        return add_history(history, [*turns, {"role": "assistant", "content": answer}])
-    return [*history, *_make_turn(question, answer)]
+        if (turns := split_question(question, where=where)) is not None and isinstance(answer, str):
+            answer = answer.strip()  # a blank is part of the mark before it
+    asked = [{"role": "user", "content": question}] if turns is None else turns
+    answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+    return add_history(read_history(record, where=where), [*asked, *answers])
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -14,24 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
-from gptjax.evaluation.task_data import OWN_TASKS, complete_rows, explain_unknown_task, find_task_files, read_rows
+from gptjax.evaluation.task_data import (
+    OWN_TASKS,
+    complete_rows,
+    explain_unknown_task,
+    find_task_files,
+    lacks_data,
+    read_rows,
+)
 from gptjax.evaluation.task_results import TaskResults, collect_results
 from gptjax.evaluators.exact_match import read_questions
 from gptjax.process.console import print_once
 
 if TYPE_CHECKING:
     from gptjax.evaluation.harness_model import HarnessModel
-
-
-DATA_LIBRARIES = ("datasets", "huggingface_hub", "fsspec")
-"""What raises `FileNotFoundError` for data that are not there."""
-CACHE_MODULE = "datasets.packaged_modules.cache.cache"
-"""What raises `ValueError` without a network, if its cache has only other parts of the data set."""
-UNREACHABLE = {
-    *("ConnectionError", "TimeoutError", "gaierror"),  # Python's, and requests' of that name
-    *("HfHubHTTPError", "TransportError", "Timeout", "ClientConnectionError", "URLError"),  # of hub, httpx and others
-}
-"""Names of the errors which say that data cannot be fetched, and of their base classes."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, loca
         try:
             loaded = manager.load([name])
         except Exception as error:  # of any library that reads data, of the task's own code
-            if _lacks_data(error):
+            if lacks_data(error):
                 results.not_run[task] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
             else:
                 results.failed[task] = _explain(error)
@@ -190,22 +186,6 @@ def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, loca
     return tasks
 
 
-def _lacks_data(error: Exception) -> bool:
-    """Whether a task could not be opened because its data are not there or cannot be fetched.
-
-    Everything else has failed: a full disk, data that cannot be read, a file that the task's own code does not find.
-    """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not any(frame.f_code.co_name == "download" for frame in frames):
-        return False
-    module = frames[-1].f_globals.get("__name__", "")
-    if isinstance(error, FileNotFoundError):
-        return module.partition(".")[0] in DATA_LIBRARIES
-    if module == CACHE_MODULE:
-        return isinstance(error, ValueError)
-    return not UNREACHABLE.isdisjoint(kind.__name__ for kind in type(error).__mro__)
-
-
 def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     """The harness' task manager and the names to run. Its own thousands of files are read only if needed."""
     task_manager: Any = import_module("lm_eval.tasks").TaskManager
@@ -217,7 +197,8 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     names = [str(path.absolute()) if (path := expand_path(name)).is_file() else name for name in request.tasks]
     manager = task_manager(include_path=paths, include_defaults=False)
     known = lambda: all(name in manager.task_index or Path(name).is_file() for name in names)
-    if not known() or any(task not in manager.task_index for task in files):
+    wanted = {*files, *(leaf for name in names if name in manager.task_index for leaf in _list_leaves(manager, name))}
+    if not known() or not wanted <= manager.task_index.keys():
         manager = task_manager(include_path=paths)
     if not known():
         unknown = next(name for name in names if name not in manager.task_index and not Path(name).is_file())
@@ -328,8 +309,9 @@ def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directo
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """The harness' and datasets' messages below errors, and progress bars, are not shown."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "datasets", "lm-eval"))}
+    """The messages below errors of the harness and of what fetches data, and progress bars, are not shown."""
+    names = ("lm_eval", "lm-eval", "datasets", "huggingface_hub")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     # Asked outside a clone, git complains; nothing here reads the answer.
     stand_ins: list[tuple[str, str, Any]] = [("lm_eval.evaluator", "get_git_commit_hash", lambda: None)]
     stand_ins += [(name, "tqdm", lambda items, **_: items) for name in ("lm_eval.api.task", "lm_eval.api.model")]

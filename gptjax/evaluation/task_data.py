@@ -7,6 +7,7 @@ import csv
 import difflib
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ OWN_TASKS = Path(__file__).parent / "tasks"
 Row = dict[str, Any]
 PAGE = re.compile(r"^ = [^=\n].*[^=\n] = *$", re.MULTILINE)
 """A title in WikiText: one equals sign on either side."""
+DATA_LIBRARIES = ("datasets", "huggingface_hub", "fsspec")
+"""What raises `FileNotFoundError` for data that are not there."""
+CACHE_MODULE = "datasets.packaged_modules.cache.cache"
+"""What raises `ValueError` without a network, if its cache has only other parts of the data set."""
+UNREACHABLE = {
+    *("ConnectionError", "TimeoutError", "gaierror"),  # Python's, and requests' of that name
+    *("HfHubHTTPError", "TransportError", "Timeout", "ClientConnectionError", "URLError"),  # of hub, httpx and others
+}
+"""Names of the errors which say that data cannot be fetched, and of their base classes."""
 
 
 def find_task_files(specs: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -165,3 +175,19 @@ def _read_cbt(path: Path) -> Iterator[Row]:
             sentences = []
         elif content:
             sentences.append(content)
+
+
+def lacks_data(error: Exception) -> bool:
+    """Whether a task could not be opened because its data are not there or cannot be fetched.
+
+    Everything else has failed: a full disk, data that cannot be read, a file that the task's own code does not find.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not any(frame.f_code.co_name == "download" for frame in frames):
+        return False
+    module = frames[-1].f_globals.get("__name__", "")
+    if isinstance(error, FileNotFoundError):
+        return module.partition(".")[0] in DATA_LIBRARIES
+    if module == CACHE_MODULE:
+        return isinstance(error, ValueError)
+    return not UNREACHABLE.isdisjoint(kind.__name__ for kind in type(error).__mro__)
