@@ -1,5 +1,6 @@
 """What a run that resumes takes over: the length of its schedules, and the batches of a forced resume."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,35 @@ def test_forced_resume_with_another_batch_reads_on_where_the_run_was(config: Tra
     save(forced, 60)
     again = adopt_history(replace(config, batch_size=16, stages=(Stage(70, lr_scale=0.5),), resume="force"))
     assert again.history_until(100) == forced.history_until(100)
+
+
+def test_run_whose_batch_was_forced_goes_on_by_the_same_flags(config: TrainConfig):
+    save(adopt_history(config), 50)
+    save(forced := adopt_history(replace(config, batch_size=16, resume="force")), 60)
+    on = adopt_history(replace(config, batch_size=16, steps=200))
+    assert (on.batch_size, on.stages) == (8, forced.stages)
+    assert not check_same_run(on, SavedRun(60, forced, {}), {})[1:], "only the steps are others"
+    before = adopt_history(config)
+    with pytest.raises(UserError, match="Stages"):
+        check_same_run(before, SavedRun(60, forced, {}), {})
+
+
+def test_forced_resume_with_another_tokenizer_is_refused(config: TrainConfig):
+    saved, config = SavedRun(50, config, {"tokenizer": "one"}), replace(config, resume="force")
+    assert not check_same_run(config, saved, {"tokenizer": "one"})
+    with pytest.raises(UserError, match=r"^tokenizer: one… → two… gives ids another meaning.*--init-from="):
+        check_same_run(config, saved, {"tokenizer": "two"})
+
+
+def test_steps_behind_the_end_of_a_schedule_are_told(config: TrainConfig, capsys: pytest.CaptureFixture[str]):
+    save(adopt_history(config), 50)
+    with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        for steps, flags, is_told in ((100, {}, False), (200, {}, True), (200, {"schedule_steps": 200}, False)):
+            with contextlib.suppress(Exception):  # the saved state is of another model
+                restore_state(adopt_history(replace(config, steps=steps, **flags)), checkpoints, {}, SINGLE)
+            told = "the schedule ends at step 100; from there on the learning rate is"
+            assert (told in (printed := capsys.readouterr().out)) == is_told
+            assert f"--schedule-steps={steps}" in printed or not is_told
 
 
 def test_forced_resume_says_that_rows_of_the_epoch_come_twice(config: TrainConfig):

@@ -113,13 +113,12 @@ def _describe_end(config: TrainConfig, step: int) -> list[str]:
 
 def _describe_ended_schedule(config: TrainConfig) -> list[str]:
     """A line if steps are left behind the end of a schedule that has lowered the rate."""
-    length, rate = config.schedule_length, lambda step: float(config.optimizer.learning_rate_at(step, steps=length))
-    if config.steps <= length or rate(length) >= 0.999 * max(
-        rate(step) for step in range(0, length + 1, max(1, length // 16))
-    ):
+    length = config.schedule_length
+    middle, last = (float(config.optimizer.learning_rate_at(step, steps=length)) for step in (length // 2, length))
+    if config.steps <= length or last >= middle:
         return []
     return [
-        f"  the schedule ends at step {length:,}; from there on the learning rate is {rate(length):.2e}. "
+        f"  the schedule ends at step {length:,}; from there on the learning rate is {last:.2e}. "
         f"--schedule-steps={config.steps} lets it end with the run"
     ]
 
