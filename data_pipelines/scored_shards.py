@@ -9,6 +9,7 @@ Blocks of records are parsed and encoded on all cores. A killed command continue
 import contextlib
 import functools
 import itertools
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from data_pipelines.readers.record_sources import RecordSource, open_records
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
@@ -87,6 +89,12 @@ class PrepareScored(ShardOptions):
         tokenizer = note_left_out(load_tokenizer(self.tokenizer, end_of_text=self.end_of_text), self.tokenizer)
         directory = find_tokenizer_directory(self.tokenizer)
         return tokenizer if directory is None else with_jinja(tokenizer, read_jinja_template(directory))
+
+    def choose_flags(self, tokens: int) -> str:
+        """Where the tokenizer is that of a run, the run is named, too."""
+        flags, path = super().choose_flags(tokens), expand_path(self.tokenizer)
+        is_run = (path / "checkpoints").is_dir()
+        return flags.replace("--init-from=RUN", f"--init-from={shlex.quote(self.tokenizer)}") if is_run else flags
 
     @property
     def effective_split(self) -> str:

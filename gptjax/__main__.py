@@ -40,6 +40,13 @@ WORDS = {
     "download": "fetch",
 }
 """Commands that other programs have, and those here."""
+INSTEAD = {
+    "finetune": " CONFIG --init-from=RUN",
+    "sft": " own_chats_cpu --init-from=RUN",
+    "dpo": " own_pairs_cpu --init-from=RUN",
+    "resume": " CONFIG --name=NAME, which goes on where a run of that name was",
+}
+"""What belongs behind the command."""
 
 
 def main() -> None:
@@ -82,7 +89,7 @@ def explain_command(word: str) -> str:
     close = [WORDS[name]] if name in WORDS else difflib.get_close_matches(name, COMMANDS, n=1)
     if word in list_configs() or word.endswith(".py"):
         return f"{quote(word)} is a config. Write gptjax train {quote(word)}."
-    hint = f"Write gptjax {close[0]}." if close else f"Commands are {', '.join(COMMANDS)}."
+    hint = f"Write gptjax {close[0]}{INSTEAD.get(name, '')}." if close else f"Commands are {', '.join(COMMANDS)}."
     return f"There is no command {quote(word)}. {hint}"
 
 

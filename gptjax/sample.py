@@ -83,7 +83,7 @@ def stream_text(sampler: Sampler, prompt: Prompt, *, seed: int | None = None) ->
     print(escape_controls(sampler.show(prompt) + completions[0].new_text), end="", flush=True)
     for completions in stream:
         print(escape_controls(completions[0].new_text), end="", flush=True)
-    print()
+    print(flush=True)  # before the line on stderr
     return completions
 
 

@@ -36,7 +36,7 @@ from gptjax.core.file_sums import (
     read_sums,
     sum_file,
 )
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, suggest_neighbour
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, list_references
@@ -89,7 +89,7 @@ def verify(directory: Path) -> list[str]:
         UserError: the directory is neither a run nor prepared data.
     """
     if not directory.exists():
-        raise UserError(f"{directory} does not exist.")
+        raise UserError(f"{directory} does not exist.{suggest_neighbour(directory)}")
     problems = _verify_files(files := _list_summed_files(directory))
     if (directory / MANIFEST_NAME).is_file():
         problems += _verify_data(directory)

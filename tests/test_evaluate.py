@@ -234,8 +234,10 @@ def test_invalid_arguments_are_named(
     assert message in read_error(capsys, f"--checkpoint={run.directory}", *words)
 
 
-def test_directory_without_run_is_named(capsys: pytest.CaptureFixture) -> None:
+def test_directory_without_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "/nowhere is not there. Give a run, " in read_error(capsys, "--checkpoint=/nowhere")
+    (tmp_path / "quickstart").mkdir()
+    assert f"Did you mean {tmp_path}/quickstart?" in read_error(capsys, f"--checkpoint={tmp_path}/quikstart")
 
 
 def test_quantized_loss_is_measured_beside_the_other(run: TrainConfig, capsys: pytest.CaptureFixture) -> None:

@@ -295,7 +295,14 @@ def test_gptjax_has_every_entry_point_of_data_pipelines():
 
 @pytest.mark.parametrize(
     ("word", "right"),
-    [("eval", "gptjax evaluate"), ("traim", "gptjax train"), ("smoke", "gptjax train smoke"), ("serve", "gptjax chat")],
+    [
+        ("eval", "gptjax evaluate"),
+        ("traim", "gptjax train"),
+        ("smoke", "gptjax train smoke"),
+        ("serve", "gptjax chat"),
+        ("finetune", "gptjax train CONFIG --init-from=RUN."),
+        ("dpo", "gptjax train own_pairs_cpu --init-from=RUN."),
+    ],
 )
 def test_gptjax_shows_the_command_that_is_meant(word: str, right: str):
     assert right in command.explain_command(word)

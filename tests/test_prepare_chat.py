@@ -140,6 +140,9 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     learned, given = (PrepareChat(source="q", tokenizer=name, output=tmp_path) for name in ("bpe:280", "gpt2"))
     assert learned.choose_flags(9) == "--config=own_chats_cpu", "no run knows these ids"
     assert given.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
+    (tmp_path / "my run/checkpoints").mkdir(parents=True)
+    of_a_run = PrepareChat(source="q", tokenizer=f"{tmp_path}/my run", output=tmp_path)
+    assert of_a_run.choose_flags(9) == f"--config=own_chats_cpu --init-from='{tmp_path}/my run'"
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()

@@ -27,7 +27,10 @@ TURNS_FOR_TEXT = (
     "it has messages, and the pairs at the beginning are plain text, so the tokenizer got no tokens of a chat. Give it "
     "them: python -m data_pipelines.extend_tokenizer --help."
 )
-TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
+TEXT_FOR_CHATS = (
+    "pairs are plain text and not turns, though the tokenizer is for chats: turns are lists of messages with role "
+    "and content"
+)
 
 
 class Example(NamedTuple):

@@ -49,6 +49,10 @@ def _is_same(path: Path, file: IO[str]) -> bool:
     return False
 
 
+OF_FILES = dict.fromkeys(("files", "names_sizes_times"), "names, sizes or times of the source's files")
+"""Parts of a request that a user does not name."""
+
+
 def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:
     """Return the manifest of `output` if `request` made it, and print so; None if it is to be made.
 
@@ -64,7 +68,8 @@ def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> 
     manifest = read_manifest(output)
     assert manifest is not None
     made = manifest.request
-    if changed := ", ".join(sorted(key for key in request | made if request.get(key) != made.get(key))):
+    differing = sorted(key for key in request | made if request.get(key) != made.get(key))
+    if changed := ", ".join(dict.fromkeys(OF_FILES.get(key, key) for key in differing)):
         raise UserError(
             f"{output}: was prepared by another request ({changed} differ). "
             "Choose another --output, or replace it with --overwrite."

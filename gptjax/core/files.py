@@ -1,6 +1,7 @@
 """The cache directory, atomic writing of files and directories, locks and hashes."""
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import glob
@@ -241,6 +242,15 @@ def _is_alive(process: int) -> bool:
     except (OSError, OverflowError):  # it belongs to somebody else
         return True
     return True
+
+
+def suggest_neighbour(path: Path) -> str:
+    """A question that names what stands beside a missing path under almost its name; empty without such."""
+    names = list[str]()
+    with contextlib.suppress(OSError):
+        names = os.listdir(path.parent)
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f" Did you mean {quote(str(path.with_name(close[0])))}?" if close else ""
 
 
 def check_free(output: Path) -> None:

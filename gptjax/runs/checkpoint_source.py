@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path, read_text
+from gptjax.core.files import expand_path, read_text, suggest_neighbour
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
@@ -124,7 +124,8 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
         if directory.exists():
             advice = model_dir.explain_no_model(directory).strip() or HUB_NAMES.get(str(spec), WANTED)
             raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {advice}")
-        raise UserError(f"{directory} is not there. {NANOGPT_WORDS.get(str(spec), WANTED)}")
+        advice = suggest_neighbour(directory) or f" {NANOGPT_WORDS.get(str(spec), WANTED)}"
+        raise UserError(f"{directory} is not there.{advice}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
 
 
