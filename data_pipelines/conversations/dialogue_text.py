@@ -95,11 +95,17 @@ class LeftMarks:
 
     @functools.cached_property
     def _tokens(self) -> re.Pattern[str]:
-        """Nearly all begin with one of two letters, which a search finds fast."""
         return re.compile("|".join([_END, *TOKENS.values(), r"<extra_id_\d>", *map(re.escape, self.names)]))
 
+    @functools.cached_property
+    def _letters(self) -> list[str]:
+        """With which all of these begin: most contents have none of them."""
+        return [*{"<", "[", *(name[0] for name in self.names)}]
+
     def are_in(self, content: str) -> bool:
-        return any(word in content for word in _WORDS) or self._tokens.search(content) is not None
+        if any(word in content for word in _WORDS):
+            return True
+        return any(letter in content for letter in self._letters) and self._tokens.search(content) is not None
 
 
 def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
 from gptjax.core.unicode import replace_surrogates
-from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer, count_before
+from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer
 from gptjax.tokenization.special_names import find_end_of_text
 from gptjax.tokenization.tokenizer_json import (
     GPT2_PATTERN,
@@ -36,6 +36,9 @@ _WITHOUT_BACKTRACKING = {
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|(?:[^\S\r\n]*+[\r\n]++)++|\s++$|\s+(?!\S)|\s"
     ),
 }
+
+FEW = 32
+"""Numbers over which a loop is faster than numpy, as over the header of a message."""
 
 
 class TableTokenizer(Tokenizer):
@@ -80,8 +83,7 @@ class TableTokenizer(Tokenizer):
         self, first: str, second: str, *, after: str | None = None, before: str | None = None
     ) -> tuple[Ids, int]:
         ids, border = self.encode(first + second), len(replace_surrogates(first).encode())
-        ends = self.bytes_per_token[ids[: border + 1]].cumsum()  # a token has at least one byte
-        return ids, count_before(ends, border)
+        return ids, _count_within(self.bytes_per_token[ids[: border + 1]], border)  # a token has at least one byte
 
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 of one id: a part of a character for some, the name of a special token, U+FFFD for an unknown id."""
@@ -93,6 +95,17 @@ class TableTokenizer(Tokenizer):
 
     def make_decoder(self, after: Iterable[int] = ()) -> TextDecoder:
         return _BytesDecoder(self)
+
+
+def _count_within(sizes: Ids, limit: int) -> int:
+    """How many of the first tokens have at most `limit` bytes together."""
+    if len(sizes) > FEW:
+        return int(sizes.cumsum().searchsorted(limit, side="right"))
+    for count, size in enumerate(sizes.tolist()):
+        limit -= size
+        if limit < 0:
+            return count
+    return len(sizes)
 
 
 class _BytesDecoder(TextDecoder):
