@@ -58,7 +58,7 @@ def parse_peers(spec: str, mode: TorchMode) -> list[Peer]:
     modes = [compiled for compiled in (False, True) if mode in ("both", "compile" if compiled else "eager")]
     if library == "transformers":
         return [TorchPeer("transformers", compiled) for compiled in modes]
-    path = expand_path(directory) / "model.py"
+    path = expand_path(directory or ".") / "model.py"
     if not directory or not path.is_file():
         found = f"{path} does not exist" if directory else "no directory is given"
         raise UserError(f"--peer={spec}: {found}. Give --peer=nanogpt:DIR, where DIR/model.py is nanoGPT's.")
