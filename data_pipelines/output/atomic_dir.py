@@ -49,7 +49,7 @@ def _is_same(path: Path, file: IO[str]) -> bool:
     return False
 
 
-OF_FILES = dict.fromkeys(("files", "names_sizes_times"), "names, sizes or times of the source's files")
+OF_FILES: dict[str, str] = dict.fromkeys(("files", "names_sizes_times"), "names, sizes or times of the source's files")
 """Parts of a request that a user does not name."""
 
 
