@@ -156,9 +156,8 @@ def resolve_request(
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints progress to stderr and a summary to stdout."""
     with Workers() as workers:
-        if isinstance(request, Prepare):
-            request = resolve_request(request, workers=workers, limits=limits)
-        resolved = request
+        is_resolved = isinstance(request, ResolvedRequest)
+        resolved = request if is_resolved else resolve_request(request, workers=workers, limits=limits)
 
         def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
             journal = Journal(directory, identity, seconds=limits.record_seconds)

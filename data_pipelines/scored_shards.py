@@ -148,8 +148,9 @@ def _write_shards(
     encoder = BlockEncoder(kind, request.strict, request.max_document_tokens)
     tasks = itertools.islice(_iter_tasks(request, kind, limits), units, None)
     size = lambda task: task.block.size
-    pool = {"processes": request.processes, "pool_size": limits.pool_bytes, "workers": workers}
-    encoded = map_on_cores(encoder, tasks, size=size, **pool)
+    encoded = map_on_cores(
+        encoder, tasks, processes=request.processes, size=size, pool_size=limits.pool_bytes, workers=workers
+    )
     with (
         open_split_writers(directory, request, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line(f"reading {request.source}") as show,
