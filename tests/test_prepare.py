@@ -391,7 +391,7 @@ def test_same_request_finds_the_data(tmp_path, capsys):
     assert second.splits["val"].tokens > first.splits["val"].tokens
     assert verify_shards(out) == second
     write_jsonl(tmp_path / "x.jsonl", make_texts(41))
-    with pytest.raises(UserError, match="names_sizes_times differ"):
+    with pytest.raises(UserError, match=r"another request \(names, sizes or times of the source's files differ\)"):
         run(source, out, split="tail:0.2")
     third = run(source, out, split="tail:0.2", overwrite=True)
     (out / "train_000000.bin").write_bytes(b"")
