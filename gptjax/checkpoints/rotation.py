@@ -74,18 +74,30 @@ def roll_back_to(directory: Path, step: int) -> None:
 
     Raises a UserError if there is no such checkpoint, or if it is damaged. Nothing has moved then.
     """
-    if aside := sorted(path.name for path in directory.glob(f"*.after_{step}")):
+    if aside := _list_gone_back(directory, step):
         print_once(
             f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on. To go back again, "
             "remove these"
         )
+        return
+    check_roll_back(directory, step)
+    set_aside_after(directory, step, why=f"after_{step}")
+
+
+def check_roll_back(directory: Path, step: int) -> None:
+    """Raise a UserError if there is no such checkpoint, or if it is damaged, unless the run has gone back to it."""
+    if _list_gone_back(directory, step):
         return
     if step not in (existing := list_steps(directory)):
         listed = ", ".join(map(str, existing)) or "none"
         raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
     if damage := find_damage_once(directory / str(step)):
         raise UserError(f"--resume={step}: {damage[0]}. {suggest_other(directory, step, flag='resume')}")
-    set_aside_after(directory, step, why=f"after_{step}")
+
+
+def _list_gone_back(directory: Path, step: int) -> list[str]:
+    """The marks of a run that has gone back to a step."""
+    return sorted(path.name for path in directory.glob(f"*.after_{step}"))
 
 
 def set_aside_after(directory: Path, step: int, *, why: str) -> int:

@@ -167,8 +167,18 @@ class Evaluators:
     """The evaluators of a run, opened."""
 
     opened: tuple[tuple[Evaluator, OpenEvaluator], ...]
-    validation_fingerprint: str | None
-    """Identity of the validation tokens, if an evaluator reads them."""
+    context: EvalContext
+
+    @property
+    def validation_fingerprint(self) -> str | None:
+        """Identity of the validation tokens, if an evaluator reads them."""
+        return self.context.validation_fingerprint
+
+    def reopen(self, frozen: GPT | None, read_spec: ReadSpec) -> "Evaluators":
+        """The same, with the objective's frozen model, or with the log-probabilities that are stored of it."""
+        context = replace(self.context, frozen=frozen, read_spec=read_spec)
+        found = [(evaluator, evaluator.open(context)) for evaluator, _ in self.opened]
+        return Evaluators(tuple((evaluator, run) for evaluator, run in found if run is not None), context)
 
     def list_due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
         """Those that run on the weights after `step` updates."""
@@ -180,17 +190,10 @@ class Evaluators:
         return [describe() for describe in texts if describe is not None]
 
 
-def open_evaluators(
-    config: TrainConfig,
-    tokenizer: Tokenizer | None,
-    mesh: MeshConfig,
-    *,
-    frozen: GPT | None = None,
-    read_spec: ReadSpec | None = None,
-) -> Evaluators:
+def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
     """Open each evaluator of the config. Raises a `UserError` if a metric is waited for that none can measure."""
-    read_spec = read_spec or make_read_spec(config, tokenizer)
-    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
+    spec = make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, read_spec=spec)
     check_evaluator_names(config.evaluators)
     metric = config.checkpoint.best_metric
     if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
@@ -200,7 +203,7 @@ def open_evaluators(
     for evaluator, evaluate in opened:
         if evaluate is None:
             print_once(f"note: {type(evaluator).__name__} is skipped: the data has no tokenizer.json beside it")
-    return Evaluators(tuple((e, run) for e, run in opened if run is not None), context.validation_fingerprint)
+    return Evaluators(tuple((e, run) for e, run in opened if run is not None), context)
 
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:
