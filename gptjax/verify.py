@@ -91,7 +91,7 @@ def _verify_below(path: Path) -> list[list[str] | UserError]:
     found = [_verify_or_explain(place.path, besides=paths) for place in places]
     counts = ", ".join(count_of(count, kind) for kind, count in Counter(place.kind for place in places).items())
     changed = sum(result != [] for result in found)
-    print(f"{root}: {counts}: {'all are' if not changed else f'{changed} of {len(places)} are not'} as written")
+    print(f"{root}: {counts}: {f'{changed} of {len(places)} differ or cannot be read' if changed else 'as written'}")
     if root not in paths:
         _print_unknown(root, list_unknown(root, besides=paths))
     return [*map(_describe_failure, failed), *found]

@@ -123,8 +123,17 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
 
 def list_set_aside(directory: Path) -> list[Path]:
     """The checkpoints after a step to which a run went back. Those that were damaged then are not among them."""
+    return [path for path in _list_after(directory) if path.is_dir()]
+
+
+def list_marks(directory: Path) -> list[Path]:
+    """The empty files by which a run knows that it has gone back."""
+    return [path for path in _list_after(directory) if path.is_file()]
+
+
+def _list_after(directory: Path) -> list[Path]:
     found = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"\d+\.(after_\d+|rolled_back)", path.name))
+    return sorted(path for path in found if re.fullmatch(r"\d+\.(after_\d+|rolled_back)", path.name))
 
 
 def find_last_kept(directory: Path) -> int | None:

@@ -10,10 +10,19 @@ import jax
 from gptjax.checkpoints.integrity import list_steps
 from gptjax.core.errors import UserError
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, REFERENCE, list_references
+from gptjax.runs.run_lock import run_lock
 
 
-class RefusedStart:
-    """What was in a run directory before a start wrote to it. Make it before the directory is locked."""
+@contextlib.contextmanager
+def hold_run(directory: Path) -> Iterator[None]:
+    """Hold the right to write to a run directory, and leave it as it was if the start is refused."""
+    start = _Start(directory)
+    with run_lock(directory), start.undo():
+        yield
+
+
+class _Start:
+    """What was in a run directory before a start wrote to it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

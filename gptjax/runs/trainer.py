@@ -28,11 +28,10 @@ from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.data_check import make_data_check
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model
-from gptjax.runs.refused_start import RefusedStart
+from gptjax.runs.refused_start import hold_run
 from gptjax.runs.resume import Fingerprints, choose_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, warn_of_changed_files, write_run_files
-from gptjax.runs.run_lock import run_lock
 from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
 from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
@@ -117,13 +116,9 @@ def _train(
     config.log.check()
     with mesh.activate():  # before anything is written or computed
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
-    start = RefusedStart(config.directory)
-    held.enter_context(run_lock(config.directory))
-    held.enter_context(start.undo())
+    held.enter_context(hold_run(config.directory))
     with mesh.activate(), _open_checkpoints(config) as checkpoints:
-        keep_reports_in(config.directory)
-        if jax.process_index() == 0:
-            keep_console_log(config.directory / CONSOLE_LOG)
+        _keep_output(config)
         fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
         fingerprints["validation"] = evaluators.validation_fingerprint
         check_same_command(config, fingerprints)
@@ -147,6 +142,13 @@ def _train(
             modules=modules,
             source=source,
         ).train(config, reader, read_spec)
+
+
+def _keep_output(config: TrainConfig) -> None:
+    """From now on the run directory has what is printed and what is reported."""
+    keep_reports_in(config.directory)
+    if jax.process_index() == 0:
+        keep_console_log(config.directory / CONSOLE_LOG)
 
 
 def _open_checkpoints(config: TrainConfig) -> CheckpointManager:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gptjax.checkpoints.integrity import list_steps, read_log_sums
-from gptjax.checkpoints.rotation import list_set_aside
+from gptjax.checkpoints.rotation import list_marks, list_set_aside
 from gptjax.core.directory_identity import LOCK
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.file_sums import SUM_SUFFIX, SUMS_FILE, DamagedFileError, list_files, read_sums
@@ -42,6 +42,7 @@ def _list_known(directory: Path) -> Iterator[Path]:
         yield from (directory / name for name in names)
     checkpoints = directory / CHECKPOINTS
     places = [*(checkpoints / str(step) for step in list_steps(checkpoints)), *list_set_aside(checkpoints)]
+    yield from list_marks(checkpoints)
     for place in (directory, *places):
         found = read_sums(place)
         # `verify` says of a checkpoint without sums that it has none.
