@@ -112,10 +112,7 @@ def _train(
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
-    config.check_mesh(mesh)
-    config.log.check()
-    with mesh.activate():  # before anything is written or computed
-        evaluators = startup.open_evaluators(config, tokenizer, mesh)
+    evaluators = _open_parts(config, tokenizer, mesh)
     held.enter_context(hold_run(config.directory))
     with mesh.activate(), _open_checkpoints(config) as checkpoints:
         _keep_output(config)
@@ -142,6 +139,14 @@ def _train(
             modules=modules,
             source=source,
         ).train(config, reader, read_spec)
+
+
+def _open_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> startup.Evaluators:
+    """Refuse what can be refused before anything is written or computed."""
+    config.check_mesh(mesh)
+    config.log.check()
+    with mesh.activate():
+        return startup.open_evaluators(config, tokenizer, mesh)
 
 
 def _keep_output(config: TrainConfig) -> None:
