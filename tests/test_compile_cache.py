@@ -140,27 +140,29 @@ HEAVY = {
 }
 RUN = """
 import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__")
-finally:
-    print("imported", *sys.modules, file=sys.stderr)
+for command in sys.argv[1:]:
+    sys.argv = command.split()
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__")
+    except SystemExit:
+        print("imported", *sys.modules, file=sys.stderr)
 """
+COMMANDS = {
+    "gptjax.train --help": {"jax", "numpy"},
+    "gptjax.train --config=nowhere.py": {"jax", "numpy"},
+    "gptjax.train --config=smoke --help": set(),
+    "gptjax.sample --help": set(),
+    "gptjax.evaluate --help": set(),
+    "gptjax.convert from-hf --help": set(),
+}
+"""Commands, one after another in one process, and what is not imported until then besides `HEAVY`."""
 
 
-@pytest.mark.parametrize(
-    ("command", "absent"),
-    [
-        ("gptjax.train --help", {"jax", "numpy"}),
-        ("gptjax.train --config=nowhere.py", {"jax", "numpy"}),
-        ("gptjax.train --config=smoke --help", set()),
-        ("gptjax.sample --help", set()),
-        ("gptjax.evaluate --help", set()),
-        ("gptjax.convert from-hf --help", set()),
-    ],
-)
-def test_help_and_mistakes_import_nothing_heavy(command: str, absent: set[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", RUN, *command.split()], capture_output=True, text=True, timeout=120)
-    imported = done.stderr.rpartition("imported ")[2].split()
-    assert "gptjax" in imported, done.stderr
-    assert not (HEAVY | absent) & set(imported)
+def test_help_and_mistakes_import_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", RUN, *COMMANDS], capture_output=True, text=True, timeout=120)
+    imported = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("imported ")]
+    for (command, absent), modules in zip(COMMANDS.items(), imported, strict=True):
+        assert "gptjax" in modules, done.stderr
+        assert not (HEAVY | absent) & set(modules), command
+    assert "Traceback" not in done.stderr
+    assert "quickstart" in done.stdout
