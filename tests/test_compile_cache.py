@@ -164,5 +164,6 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
     for (command, absent), modules in zip(COMMANDS.items(), imported, strict=True):
         assert "gptjax" in modules, done.stderr
         assert not (HEAVY | absent) & set(modules), command
-    assert "Traceback" not in done.stderr
     assert "quickstart" in done.stdout
+    assert "There is no config file nowhere.py" in done.stderr
+    assert "Traceback" not in done.stderr
