@@ -26,6 +26,7 @@ SETTINGS = (
 def _default_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GPTJAX_COMPILE_CACHE")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     before = {name: jax.config.values[name] for name in SETTINGS}
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", None)
