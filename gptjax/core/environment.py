@@ -52,5 +52,5 @@ def describe_misspelt(known: Iterable[str], environment: Mapping[str, str] = os.
         close = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
         if close or name.startswith("GPTJAX_"):
             meant = f" Did you mean {close[0]}?" if close else ""
-            notes.append(f"note: {quote(name)} has no effect: no environment variable has this name.{meant}")
+            notes.append(f"note: the variable {quote(name)} has no effect: there is none of this name.{meant}")
     return notes

@@ -101,7 +101,7 @@ def _open_file() -> Any:
     """A file without a name, in memory where the system can: temporary directories may be full or read-only."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0)
-    return tempfile.TemporaryFile("w+b")  # noqa: SIM115, as long as the process
+    return tempfile.TemporaryFile("w+b")
 
 
 def hold_native_output() -> NativeOutput:
