@@ -4,7 +4,7 @@ An export is compared with transformers, if that is installed, before its direct
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -137,7 +137,7 @@ def export_model(options: ToHf) -> None:
 
 
 def _collect_facts(
-    run: Checkpoint, step: str, *, evaluations: tuple[dict[str, Any], ...], losses: list[str]
+    run: Checkpoint, step: str, *, evaluations: tuple[Mapping[str, Any], ...], losses: list[str]
 ) -> "model_card.CardFacts":
     """What the card says besides the architecture."""
     from gptjax.huggingface import model_card  # imports flax
