@@ -200,10 +200,11 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     options = Prepare(source="a.txt", output=tmp_path / "my data", tokenizer="bytes")
     splits = {"train": Counts(documents=1, tokens=500, bytes=500), "val": Counts(documents=1, tokens=257, bytes=257)}
     assert suggest_next(options, splits).endswith(f"--config=own_text_cpu --data.path='{tmp_path}/my data'")
+    assert suggest_next(options, {"train": splits["train"]}).endswith(f"own_text_cpu --data.path='{tmp_path}/my data'")
     few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)
-    assert suggest_next(chats, many).endswith("--config=modern_253m_sft --init-from=RUN needs a validation split.")
+    assert "--config=modern_253m_sft --init-from=RUN --no-require-validation --data" in suggest_next(chats, many)
     assert "--config=modern_253m_sft --init-from=RUN --data" in suggest_next(chats, many | {"val": many["train"]})
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)

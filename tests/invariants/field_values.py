@@ -235,6 +235,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "name": ("other", "directory"),
         "output_dir": ("elsewhere", "directory"),
         "evaluators": ((BigramBaseline(),), "evaluators"),
+        "require_validation": (False, "without validation"),
         "init_from": ("/nowhere", "data"),
         "init_layers": ((0,), "data"),
         "max_consecutive_skips": (4, "skips"),

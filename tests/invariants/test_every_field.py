@@ -20,9 +20,10 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from scored import draw_documents, write_documents
-from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
+from tiny import SINGLE, tiny_config, tokenizer, write_shards, write_text_shards
 
 import gptjax.data.config
 import gptjax.metrics.loggers
@@ -36,8 +37,10 @@ from gptjax.cli.command_line import ConfigRequest
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
+from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource
+from gptjax.data.splits import MissingSplit
 from gptjax.evaluators import bigram, samples, validation
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.finetuning.adapters import add_adapters
@@ -251,6 +254,16 @@ def find_end(config: TrainConfig) -> int | None:
     return next((n for n in range(1000) if watchdog.look(10.0)), None)
 
 
+def evaluate_without_validation(config: TrainConfig, directory: Path) -> str:
+    """What becomes of an evaluator where the data have no validation split."""
+    data = TokenShards(path=str(write_shards(directory / "train", {"train": [np.arange(500) % 48]})))
+    config = replace(config, data=data, evaluators=(validation.ValidationLoss(),))
+    try:
+        return f"{len(open_evaluators(config, None, SINGLE).opened)} are left"
+    except MissingSplit as error:
+        return str(error).rpartition("or do without")[2]
+
+
 def is_restarted(config: TrainConfig) -> bool:
     """Whether the command starts a parent that restarts it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -347,6 +360,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "compiler": lambda config, *_: list_options_on_a_gpu(config),
     "evaluators": lambda config, *_: len(config.evaluators),
     "adapters": lambda config, *_: describe_adapters(config),
+    "without validation": lambda config, directory, _: evaluate_without_validation(config, directory),
 }
 
 
