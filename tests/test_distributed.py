@@ -103,9 +103,9 @@ def test_other_word_than_auto_is_refused(calls: list[dict]):
     assert calls == []
 
 
-@pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"])
 def test_mpirun_without_a_coordinator_is_refused(calls: list[dict], size: str):
-    with pytest.raises(UserError, match=rf"mpirun has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):
+    with pytest.raises(UserError, match=rf"run has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):
         initialize_distributed({size: "4"})
     initialize_distributed({size: "1"})
     assert calls == []

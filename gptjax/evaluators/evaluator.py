@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
 from gptjax.data.source import DataSource, ReadSpec
+from gptjax.data.splits import WITHOUT_VALIDATION, MissingSplit
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.objectives.objective import Objective
+from gptjax.process.console import print_once
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -42,7 +44,7 @@ class EvalContext:
     def validation(self) -> TokenStream:
         """The validation tokens of the run's data."""
         if (stream := self.data.open_stream("val")) is None:
-            raise UserError(f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss out.")
+            raise MissingSplit(f"evaluators: {type(self.data).__name__} has no validation split. {WITHOUT_VALIDATION}")
         return stream
 
     @property
@@ -72,6 +74,23 @@ class Evaluator(Protocol):
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """A function from a model to metrics; None if this run cannot be evaluated so."""
         ...
+
+
+def open_or_skip(evaluator: Evaluator, context: EvalContext, *, is_required: bool) -> OpenEvaluator | None:
+    """The opened evaluator; None, with a note, for one that the run's data cannot have.
+
+    Raises `MissingSplit` for data without a validation split if `is_required`.
+    """
+    lacks = "tokenizer.json beside it"
+    try:
+        run = evaluator.open(context)
+    except MissingSplit:
+        if is_required:
+            raise
+        run, lacks = None, "validation split"
+    if run is None:
+        print_once(f"note: {type(evaluator).__name__} is skipped: the data has no {lacks}")
+    return run
 
 
 def may_measure(evaluator: Evaluator, metric: str) -> bool:

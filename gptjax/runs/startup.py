@@ -19,7 +19,15 @@ from gptjax.data.batch_size import BatchSize
 from gptjax.data.checksums import find_first_tokens
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
+from gptjax.evaluators.evaluator import (
+    EvalContext,
+    Evaluator,
+    Metrics,
+    OpenEvaluator,
+    list_metrics,
+    may_measure,
+    open_or_skip,
+)
 from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.model_config import merge_model_config, select_layers
@@ -192,15 +200,13 @@ def open_evaluators(
     read_spec = read_spec or make_read_spec(config, tokenizer)
     context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
     check_evaluator_names(config.evaluators)
+    found = [(each, open_or_skip(each, context, is_required=config.require_validation)) for each in config.evaluators]
+    opened = tuple((each, run) for each, run in found if run is not None)
     metric = config.checkpoint.best_metric
-    if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
-        measured = {name for evaluator in config.evaluators for name in list_metrics(evaluator)}
+    if not any(may_measure(evaluator, metric) for evaluator, _ in opened):
+        measured = {name for evaluator, _ in opened for name in list_metrics(evaluator)}
         check_best_metric(metric, measured, patience=config.patience)
-    opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
-    for evaluator, evaluate in opened:
-        if evaluate is None:
-            print_once(f"note: {type(evaluator).__name__} is skipped: the data has no tokenizer.json beside it")
-    return Evaluators(tuple((e, run) for e, run in opened if run is not None), context.validation_fingerprint)
+    return Evaluators(opened, context.validation_fingerprint)
 
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:

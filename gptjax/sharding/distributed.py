@@ -26,6 +26,14 @@ BARRIER_SECONDS = 24 * 3600
 """Longer than any wait for a save. The watchdog and `ProcessWatch` end it earlier."""
 HEARTBEAT_SECONDS = 300
 """Later than `ProcessWatch`, JAX ends all processes by an abort."""
+_LAUNCHERS = (
+    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+    ("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("horovodrun", "HOROVOD_SIZE", "HOROVOD_RANK"),
+)
+"""Launchers of several processes, with the variables of their number and of the number of this one."""
 
 
 def initialize_distributed(
@@ -173,12 +181,12 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
             "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
             "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
-    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+    for launcher, size, rank in _LAUNCHERS:
         if environment.get(size, "1") != "1" and not has_several_processes(environment):
             raise UserError(
-                f"mpirun has started {environment[size][:9]} processes ({size}), and each would train the whole run. "
-                "Start python -m gptjax.train without it: one process uses all devices of a machine. Several machines, "
-                "one process each: set "
+                f"{launcher} has started {environment[size][:9]} processes ({size}), and each would train the whole "
+                "run. Start python -m gptjax.train without it: one process uses all devices of a machine. Several "
+                "machines, one process each: set "
                 f"JAX_COORDINATOR_ADDRESS=HOST:12355 JAX_NUM_PROCESSES=${size} JAX_PROCESS_ID=${rank}."
             )
 
