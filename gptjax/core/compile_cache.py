@@ -14,6 +14,7 @@ import os
 import platform
 from pathlib import Path
 
+from gptjax.core.environment import describe_misspelt
 from gptjax.core.errors import UserError
 from gptjax.core.files import cache_directory
 from gptjax.core.xla_flags import check_xla_flags
@@ -37,11 +38,14 @@ def enable_compile_cache() -> None:
     GPTJAX_COMPILE_CACHE=0 and JAX_ENABLE_COMPILATION_CACHE=false turn it off. A JAX_COMPILATION_CACHE_DIR that is set
     is used as JAX uses it. A directory that cannot be written, or made, is a note.
 
+    A note tells of misspelt environment variables.
+
     Raises a UserError for XLA_FLAGS at which compiling would end the process.
     """
     check_xla_flags()
     import jax  # processes that only tokenize never import it
 
+    print_once(*describe_misspelt(name.upper() for name in jax.config.values), to_stderr=True)
     if os.environ.get("GPTJAX_COMPILE_CACHE") == "0" or not jax.config.values["jax_enable_compilation_cache"]:
         return
     if (given := jax.config.values["jax_compilation_cache_dir"]) is not None:

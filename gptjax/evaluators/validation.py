@@ -15,6 +15,7 @@ from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.row_readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import DataSource
+from gptjax.data.splits import WITHOUT_VALIDATION, MissingSplit
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluators.evaluator import EvalContext, Metrics, PeriodicEvaluator
 from gptjax.evaluators.metric_names import to_metrics
@@ -164,7 +165,8 @@ class RowsEvaluator:
         assert context.read_spec is not None
         _ = context.validation  # its fingerprint is the run's
         if (rows := context.data.open_rows("val", context.read_spec)) is None:
-            raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
+            name = type(context.data).__name__
+            raise MissingSplit(f"evaluators: {name} has no validation rows. {WITHOUT_VALIDATION}")
         self.rows, self.context = rows, context
         self.batch_size = context.mesh.round_up_rows(batch_size)
         length = context.model_config.context_length

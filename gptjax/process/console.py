@@ -40,12 +40,16 @@ def prepare_streams() -> None:
     """Escape characters that the encoding of stdout lacks, and open the null device for missing streams, as by `>&-`.
 
     The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
+    Python has None in the place of such a stream, which nobody expects.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115, as long as Python
 
 
 class ConsoleLog:

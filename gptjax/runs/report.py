@@ -17,7 +17,7 @@ from gptjax.core.files import shorten_path
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
-from gptjax.evaluators.evaluator import list_metrics, may_measure
+from gptjax.evaluators.evaluator import Evaluators, list_metrics, may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.selection import choose_architecture
@@ -30,7 +30,6 @@ from gptjax.model.layers import ACTIVATIONS
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
-from gptjax.runs.startup import Evaluators
 from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop

@@ -17,7 +17,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import ReadSpec, RowReader
-from gptjax.evaluators.evaluator import may_measure
+from gptjax.evaluators.evaluator import Evaluators, may_measure
 from gptjax.evaluators.metric_names import check_best_metric
 from gptjax.metrics.logger import MetricLogger
 from gptjax.process import restarts
@@ -141,7 +141,7 @@ def _train(
         ).train(config, reader, read_spec)
 
 
-def _open_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> startup.Evaluators:
+def _open_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
     """Refuse what can be refused before anything is written or computed."""
     config.check_mesh(mesh)
     config.log.check()
@@ -168,7 +168,7 @@ class _Run:
 
     mesh: MeshConfig
     tokenizer: Tokenizer | None
-    evaluators: startup.Evaluators
+    evaluators: Evaluators
     frozen: FrozenModel
     fingerprints: Fingerprints
     checkpoints: CheckpointManager
@@ -279,7 +279,7 @@ class _Loop:
     """What the steps of a run need."""
 
     config: TrainConfig
-    evaluators: startup.Evaluators
+    evaluators: Evaluators
     batches: BatchLoader
     train_step: Callable[[int], Any]
     log: MetricLogger
