@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines import prepare as prepare_module
 from data_pipelines.encode.bpe_trainer import train_bpe
@@ -434,13 +435,9 @@ def test_killed_command_leaves_nothing_that_looks_complete(tmp_path):
     assert not (tmp_path / ".out.partial").exists()
 
 
-def test_command_reports_a_missing_source(tmp_path):
-    command = [sys.executable, "-m", "data_pipelines.prepare", "--source=absent", "--tokenizer=bytes"]
-    result = subprocess.run(
-        [*command, f"--output={tmp_path}/out"], capture_output=True, text=True, check=False, env=ENVIRONMENT
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: source 'absent': no such file")
+def test_command_reports_a_missing_source(tmp_path, capsys):
+    assert run_pipeline("prepare", "--source=absent", "--tokenizer=bytes", f"--output={tmp_path}/out") == 2
+    assert capsys.readouterr().err.startswith("error: source 'absent': no such file")
 
 
 def test_script_without_main_guard_prepares_once(tmp_path):

@@ -4,8 +4,6 @@ import gzip
 import itertools
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines import scored_shards
 from data_pipelines.conversations import block_encoder
@@ -336,16 +335,15 @@ def test_wrong_options_are_refused(tmp_path, run, options, message):
         run(options.pop("source", source), **options)
 
 
-def test_command_skips_or_stops(tmp_path, plain):
+def test_command_skips_or_stops(tmp_path, plain, capsys):
     source = write(tmp_path / "chat.jsonl", [line(GREETING), line(SUMS[1:])])
     words = [f"--source={source}", f"--tokenizer={plain}", f"--output={tmp_path / 'out'}", "--split=none"]
-    command = [sys.executable, "-m", "data_pipelines.prepare_chat", *words]
-    done = subprocess.run([*command, "--strict"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {source}:2: message 1 is of the assistant, wanted user")
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "1 document " in done.stdout
-    assert f"{source}:2: message 1 is of the assistant" in done.stdout
+    assert run_pipeline("prepare_chat", *words, "--strict") == 2
+    assert capsys.readouterr().err.startswith(f"error: {source}:2: message 1 is of the assistant, wanted user")
+    assert run_pipeline("prepare_chat", *words) == 0
+    printed = capsys.readouterr().out
+    assert "1 document " in printed
+    assert f"{source}:2: message 1 is of the assistant" in printed
     assert set(CHAT_TOKENS) < set(load_tokenizer(tmp_path / "out").specials)
 
 

@@ -1,11 +1,10 @@
 """Preferences: two documents a pair, scored on the completion only, and read back as they were given."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines.conversations.examples import EMPTY_IN_PAIR, NO_CHAT, REASONING, EncodePair
 from data_pipelines.conversations.preference_formats import Pair, parse_pair
@@ -238,13 +237,13 @@ def test_without_tokens_of_a_chat_texts_stay_texts_and_messages_are_named(tmp_pa
     assert caught.value.note == NO_CHAT
 
 
-def test_command_skips_invalid_pairs(tmp_path, chat):
+def test_command_skips_invalid_pairs(tmp_path, chat, capsys):
     source = write(tmp_path / "x.jsonl", [TEXT, CHAT, {}])
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
-    command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "4 documents" in done.stdout
-    assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in done.stdout
+    assert run_pipeline("prepare_preferences", *words) == 0
+    printed = capsys.readouterr().out
+    assert "4 documents" in printed
+    assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in printed
 
 
 def dialogue(*turns):

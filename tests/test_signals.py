@@ -96,8 +96,9 @@ def test_stop_signal_that_cannot_be_is_refused_by_its_variable(
 
 CHILD = """
 import hashlib, sys
-from gptjax.supervision.signals import GracefulShutdown
-with GracefulShutdown() as shutdown:
+from gptjax.supervision import signals
+signals.REPEAT_SECONDS = 0.1
+with signals.GracefulShutdown() as shutdown:
     if sys.argv[1] == "training":
         shutdown.begin_training()
     print("ready", flush=True)
@@ -131,7 +132,7 @@ def test_process_that_runs_no_python_ends_within_seconds(phase: str, names: str,
         for name in names.split():
             assert child.poll() is None
             child.send_signal(signal.Signals[f"SIG{name}"])
-            time.sleep(stop_signals.REPEAT_SECONDS + 0.1)
+            time.sleep(0.3)
         for words in said:
             assert words in child.stdout.readline()
         assert child.wait(timeout=60) == status

@@ -49,7 +49,7 @@ from gptjax.metrics.loggers import Logger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
-from gptjax.objectives.objective import Objective
+from gptjax.objectives.objective import MicroBatch, Objective
 from gptjax.optim import (
     AdamW,
     Cosine,
@@ -67,7 +67,7 @@ from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.state import TrainState, abstract_state, create_state
 
-from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
+from .field_values import BESIDE_THE_MODEL, FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
 PROTOCOLS = (DataSource, Evaluator, Logger, Objective, Optimizer, Schedule)
 EVALUATORS = (bigram, samples, validation)
@@ -108,6 +108,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     }
     config = tiny_config(write_text_shards(directory / "shards", lines=30), model=model)
     return replace(config, optimizer=AdamW(schedule=Cosine(warmup_steps=2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfWeights:
+    """A loss without a forward pass, which is most of what there is to trace."""
+
+    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: Any = None) -> tuple[jax.Array, jax.Array]:
+        return sum(map(jnp.sum, jax.tree.leaves(model)), jnp.float32(0)), jnp.int32(batch["targets"].size)
 
 
 def open_batches(config: TrainConfig, mesh: MeshConfig, own: Tokenizer | None = None) -> BatchLoader:
@@ -377,6 +385,8 @@ def test_another_value_changes_an_observation(
 ) -> None:
     value, observation = FIELDS[cls, name]
     base = NEEDS.get((cls, name), lambda base: base)(base)
+    if cls in BESIDE_THE_MODEL:
+        base = replace(base, objective=SumOfWeights())
     section = SECTIONS[cls](base)
     assert value != getattr(section, name)
 
