@@ -12,7 +12,7 @@ from tiny import MODEL
 from gptjax.core.errors import UserError
 from gptjax.generation.decoding import prepare_for_decoding, round_weights
 from gptjax.model.gpt import GPT, abstract_model
-from gptjax.model.products import multiply_head, store_head, store_matrix
+from gptjax.model.stored_matrix import multiply_head, store_head, store_matrix
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -27,7 +27,7 @@ def test_int8_has_a_scale_for_each_output_and_errs_by_half_a_step() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_head_in_chunks_equals_the_whole_product(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptjax.model.products.HEAD_COLUMNS", 7)
+    monkeypatch.setattr("gptjax.model.stored_matrix.HEAD_COLUMNS", 7)
     rng = np.random.default_rng(0)
     x, head = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((3, 16), (16, 24)))
     logits = multiply_head(x.astype(jnp.float32), store_head(head, dtype=dtype), dtype=dtype)

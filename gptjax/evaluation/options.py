@@ -10,7 +10,7 @@ from gptjax.cli.command_line import Imports
 from gptjax.core.errors import UserError
 from gptjax.core.files import check_output_file, expand_path
 from gptjax.evaluation.protocols import Documents, EvalProtocol, FirstToken, Words, find_protocol
-from gptjax.model.products import Quantize
+from gptjax.model.stored_matrix import Quantize
 from gptjax.runs.checkpoint_source import locate_checkpoint
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig

@@ -1,7 +1,7 @@
 """Adapters of a model: low-rank matrices beside frozen ones, and the rows of added tokens.
 
 A model with adapters has them as `model.adapters`. `apply_adapters` gives the model that computes with them: an adapted
-weight is a `LowRankMatrix`, which `products.project` multiplies in two steps. `merge_adapters` adds them to the
+weight is a `LowRankMatrix`, which `projection.project` multiplies in two steps. `merge_adapters` adds them to the
 weights, for evaluation, generation and export.
 """
 
@@ -19,7 +19,7 @@ from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.module import Module
-from gptjax.model.products import LowRankMatrix
+from gptjax.model.projection import LowRankMatrix
 from gptjax.sharding.axes import matrix_axes, weight_role
 from gptjax.sharding.mesh import MeshConfig
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import GPT
-from gptjax.model.products import Quantize, store_head, store_matrix
+from gptjax.model.stored_matrix import Quantize, store_head, store_matrix
 from gptjax.sharding.axes import matrix_axes, weight_role
 from gptjax.sharding.devices import target_device
 

@@ -20,7 +20,7 @@ from gptjax.generation.decoding import prepare_for_decoding
 from gptjax.generation.decoding_loop import DecodingState, Request, count_read_bytes, read_prompts, write_tokens
 from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.gpt import GPT
-from gptjax.model.products import Quantize
+from gptjax.model.stored_matrix import Quantize
 
 MIN_BUCKET = 32
 """Prompts and caches have at least this many positions."""

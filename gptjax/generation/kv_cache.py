@@ -18,7 +18,8 @@ from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.model.products import hide_dtype, multiply_read_only, reveal_dtype
+from gptjax.model.products import multiply_read_only
+from gptjax.model.stored_matrix import hide_dtype, reveal_dtype
 from gptjax.model.xla_attention import dot_product_attention
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, Positions
 from gptjax.sharding.mesh import MeshConfig

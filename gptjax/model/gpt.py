@@ -2,7 +2,7 @@
 
 The weights of all blocks are stacked along a leading axis N without a name. The forward pass scans over it or unrolls
 it, and a checkpoint and the optimizer have one array for each kind of weight. Weights are float32 in storage. Each
-carries its axis names. Products cast it to `config.compute.dtype` and gather it where it is used (`products.py`).
+carries its axis names. Products cast it to `config.compute.dtype` and gather it where it is used (`projection.py`).
 """
 
 import math
@@ -27,7 +27,8 @@ from gptjax.model.loss import OutputHead
 from gptjax.model.module import Module
 from gptjax.model.norm import Norm
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
-from gptjax.model.products import StoredMatrix, activation_dtype, multiply, multiply_head, run_in_loop
+from gptjax.model.products import activation_dtype, multiply
+from gptjax.model.stored_matrix import StoredMatrix, multiply_head, run_in_loop, take_layer
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions
 from gptjax.sharding.devices import preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig, reshard
@@ -131,7 +132,10 @@ class GPT(Module):
         run_layer = partial(self.run_layer, inputs, attend)
         if config.compute.remat == "full":
             run_layer = jax.checkpoint(run_layer, static_argnums=() if config.scans_layers else (1,))
-        if config.scans_layers:
+        if config.scans_layers and self.stored_head is not None:
+            run_stored = lambda layer, state: run_layer(take_layer(self.blocks, layer), layer, state)
+            state = jax.lax.fori_loop(0, config.num_layers, run_stored, state)
+        elif config.scans_layers:
             layers = (self.blocks, jnp.arange(config.num_layers))
             state, _ = jax.lax.scan(lambda state, layer: (run_layer(*layer, state), None), state, layers)
         elif cache is not None and self.stored_head is not None:
@@ -163,10 +167,10 @@ class GPT(Module):
     def _run_layer_in_loop(
         self, run_layer: Callable[..., LayerState], layer: int, state: LayerState, *, position: Array
     ) -> LayerState:
-        """One layer of several that are not alike (`products.run_in_loop`). Its weights are read inside the loop."""
+        """One layer of several that are not alike, with `run_in_loop`. Its weights are read inside the loop."""
 
         def run(i: Array, cache: Any) -> tuple[LayerState, Any]:
-            block = jax.tree.map(lambda leaf: leaf[layer + i], self.blocks)
+            block = take_layer(self.blocks, layer + i)
             after = run_layer(block, layer, state._replace(cache=cache))
             return after._replace(cache=None), after.cache
 

@@ -7,7 +7,7 @@ from jax import Array
 
 from gptjax.model.config import GPTConfig
 from gptjax.model.params import gather
-from gptjax.model.products import project
+from gptjax.model.projection import project
 from gptjax.sharding.mesh import MeshConfig
 
 

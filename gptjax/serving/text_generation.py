@@ -12,7 +12,7 @@ from gptjax.cli.command_line import Imports
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
 from gptjax.generation.sampling import SamplingOptions
-from gptjax.model.products import Quantize
+from gptjax.model.stored_matrix import Quantize
 from gptjax.runs.checkpoint_source import name_step, open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import read_jinja_template

@@ -14,7 +14,7 @@ from jax.extend import core
 from tiny import text_of
 
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
-from gptjax.model import products, xla_attention
+from gptjax.model import products, projection, xla_attention
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, DocumentIds, with_static
 from gptjax.model.loss import IGNORE_INDEX
@@ -49,11 +49,11 @@ def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     Operands of the other backend's products are rounded, then widened: CPUs do not multiply 16 bits in all its forms.
     """
     device = SimpleNamespace(platform=request.param)
-    for module in (products, xla_attention):
+    for module in (products, projection, xla_attention):
         monkeypatch.setattr(module, "target_device", lambda: device)
     if request.param != "cpu":
         dot, wide = products._dot, lambda x: x.astype(jnp.float32)
-        monkeypatch.setattr(products, "_round_operand", lambda x, dtype: wide(x.astype(dtype)))
+        monkeypatch.setattr(projection, "_round_operand", lambda x, dtype: wide(x.astype(dtype)))
         monkeypatch.setattr(products, "_dot", lambda x, y, transposed: dot(wide(x), wide(y), transposed))
     jax.clear_caches()  # of functions that were traced for the other device
     yield request.param
