@@ -95,7 +95,8 @@ def parse_renaming(spec: str | None) -> dict[str, str]:
     """The names of `--rename-fields=Q:prompt,A:completion`. Raises `UserError` for another form."""
     pairs = [pair.rpartition(":") for pair in spec.split(",")] if spec else []
     if not all(old.strip() and new.strip() for old, _, new in pairs):
-        raise UserError(f"--rename-fields={spec}: wanted NAME:NEW, several with commas, such as Q:prompt,A:completion.")
+        meant = (spec or "").replace("=", ":") if "=" in (spec or "") else "Q:prompt,A:completion"
+        raise UserError(f"--rename-fields={spec}: wanted NAME:NEW, several with commas, such as {meant}.")
     return {old.strip(): new.strip() for old, _, new in pairs}
 
 
