@@ -37,6 +37,7 @@ from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
 from data_pipelines.conversations.examples import EncodeConversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import PrepareScored, find_rule, note_added_tokens, prepare_scored
@@ -128,7 +129,7 @@ def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
 
 def _iter_conversations(request: PrepareChat, wrong: list[str]) -> Iterator[list[Message]]:
     """The usable conversations; what is wrong with the first other one is put into `wrong`."""
-    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+    for block in request.sources["source"].iter_blocks((*FIELDS, *list_columns(request.renamed)), BLOCK_BYTES):
         for where, record in block.read():
             try:
                 if isinstance(record, UserError):
@@ -155,7 +156,7 @@ def _make_kind(request: PrepareChat) -> ExampleKind:
         tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
-    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
+    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *list_columns(request.renamed)), notes)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.examples import EncodePair
 from data_pipelines.conversations.preference_formats import FIELDS, read_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
@@ -61,7 +62,7 @@ def _make_kind(request: PreparePreferences) -> ExampleKind:
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None:
         tokenizer = _add_chat_tokens(given, request)
-    encode, fields = EncodePair(tokenizer, request.renamed, request.as_turns), (*FIELDS, *request.renamed)
+    encode, fields = EncodePair(tokenizer, request.renamed, request.as_turns), (*FIELDS, *list_columns(request.renamed))
     identity = {"as_turns": True} if request.as_turns else {}
     return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer), identity)
 
@@ -82,7 +83,7 @@ def _add_chat_tokens(given: Tokenizer, request: PreparePreferences) -> Tokenizer
 
 def _has_turns(request: PreparePreferences, *, keeps_text: bool = False) -> bool:
     """Whether a pair of the first block consists of messages, for which the tokenizer needs the tokens of a chat."""
-    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+    for block in request.sources["source"].iter_blocks((*FIELDS, *list_columns(request.renamed)), BLOCK_BYTES):
         is_usable = False
         for where, record in block.read():
             with contextlib.suppress(UserError):

@@ -34,7 +34,7 @@ from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 8
+RECORDS_VERSION = 9
 """Increase it whenever the same records become other tokens."""
 ENCODERS = (BlockEncoder.__module__, "data_pipelines.conversations.examples", "gptjax.tokenization.table_tokenizers")
 """What workers import."""
@@ -52,7 +52,8 @@ class PrepareScored(ShardOptions):
     """The special token that begins documents, such as `</s>`. Default: as in `prepare`, what the files beside the
     tokenizer say, else `<|endoftext|>`, if the tokenizer has it."""
     rename_fields: str | None = None
-    """Names of fields that are not known, with the known ones, such as `Frage:prompt,Antwort:completion`."""
+    """Names of fields that are not known, with the known ones, such as `Frage:prompt,Antwort:completion`;
+    `body.messages:messages` is a field inside another."""
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
 

@@ -40,7 +40,7 @@ from gptjax.core.files import expand_path, suggest_neighbour
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, list_references
-from gptjax.runs.run_sums import DISPOSABLE, report_logs
+from gptjax.runs.run_sums import DISPOSABLE, describe_lost_steps, report_logs
 from gptjax.runs.unknown_files import list_unknown
 
 _CARD = "README.md"
@@ -202,9 +202,15 @@ def _describe_reference(path: Path, sha256: str) -> str | None:
 def _verify_checkpoints(directory: Path) -> list[str]:
     problems: list[str] = []
     checkpoints = directory / CHECKPOINTS
-    if (directory / METRICS).is_file() and not list_steps(checkpoints):
+    existing = list_steps(checkpoints)
+    for step, line in describe_lost_steps(directory).items():
+        if step > max(existing, default=-1):
+            problems.append(line)
+        else:  # to save space
+            print(f"note: {line}")
+    if (directory / METRICS).is_file() and not existing:
         print(f"{directory}: has no checkpoint")
-    for path in (*(checkpoints / str(step) for step in list_steps(checkpoints)), *list_set_aside(checkpoints)):
+    for path in (*(checkpoints / str(step) for step in existing), *list_set_aside(checkpoints)):
         damage = find_checkpoint_damage(path)
         if damage and not path.is_dir():
             print(f"{path}: deleted meanwhile, by a run that keeps newer checkpoints")

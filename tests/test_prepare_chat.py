@@ -389,6 +389,10 @@ def test_parquet_without_known_columns_is_refused(tmp_path, run):
         run(str(tmp_path / "x.parquet"))
     manifest = run(str(tmp_path / "x.parquet"), rename_fields="Frage:prompt,Antwort:completion")
     assert manifest.splits["train"].documents == 1
+    nested = pyarrow.table({"body": [{"messages": json.loads(line(SUMS))["messages"]}]})
+    parquet.write_table(nested, tmp_path / "nested.parquet")
+    manifest = run(str(tmp_path / "nested.parquet"), "nested", rename_fields="body.messages:messages")
+    assert manifest.splits["train"].documents == 1
 
 
 @pytest.mark.parametrize(
@@ -423,6 +427,12 @@ def test_a_file_that_lacks_a_step_is_told_the_command(tmp_path, run, name, conte
 def test_plain_text_is_refused(tmp_path, run):
     (tmp_path / "x.txt").write_text("\nUser: a\nAssistant: b\n")
     with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):
+        run(str(tmp_path / "x.txt"))
+    (tmp_path / "x.txt").write_text("[1.2.2024, 10:00:11] Ann: Hi\n" * 99)
+    with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):
+        run(str(tmp_path / "x.txt"))
+    (tmp_path / "x.txt").write_text("[\n" + ",\n".join(map(line, many(3))) + "\n]")
+    with pytest.raises(UserError, match=r"is an array over several lines"):
         run(str(tmp_path / "x.txt"))
 
 

@@ -123,6 +123,21 @@ def test_change_after_a_log_was_begun_anew_lies_between_steps_in_their_order(run
     assert "between its bytes 9 and 108, of the time from when step 3 was saved until step 4 was saved" in problem
 
 
+def test_checkpoint_that_is_gone_since_the_end_of_a_run_is_named(run: Path, capsys: pytest.CaptureFixture[str]):
+    save_step(run, 2)
+    seal_run(run)
+    first, second = (run / CHECKPOINTS / str(step) for step in (1, 2))
+    shutil.rmtree(first)
+    assert verify(run) == []
+    assert f"note: {first} is missing; it was there when the run ended" in capsys.readouterr().out
+    second.rename(second.with_name("2.damaged"))
+    assert verify(run) == [f"{first} is missing; it was there when the run ended"]
+    shutil.rmtree(run / CHECKPOINTS)
+    assert [str(path) in line for path, line in zip((first, second), verify(run), strict=True)] == [True, True]
+    warn_of_changed_logs(run)
+    assert f"warning: {second} is missing; it was there when the run ended" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["loss.png", "traceback-1.txt", "metrics.jsonl.broken", "wandb_id"])
 def test_file_that_may_be_thrown_away_is_a_note(run: Path, name: str, capsys: pytest.CaptureFixture[str]):
     (run / name).write_text("written by the run")

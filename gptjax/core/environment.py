@@ -35,6 +35,9 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     for name, (values, reason) in _REFUSED.items():
         if (value := environment.get(name, "").lower()) in values:
             raise UserError(f"{name} is set to {value}, but {reason}. Unset it.")
+    os.umask(mask := os.umask(0o077))
+    if mask & 0o700 and os.geteuid() != 0:
+        raise UserError(f"The umask is {mask:03o}: this user could not read what it writes. Give umask 022.")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
         raise UserError(

@@ -38,7 +38,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
-from gptjax.process.memory import keep_freed_memory, release_freed_memory
+from gptjax.process.memory import release_freed_memory
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.field_effects import check_effects
 from gptjax.runs.initial_weights import (
@@ -57,6 +57,7 @@ from gptjax.sharding.devices import (
     get_peak_flops,
     has_units_for,
     preferred_dtype,
+    start_backend,
     target_device,
 )
 from gptjax.sharding.distributed import share_floats
@@ -116,10 +117,9 @@ def prepare_config(
 def prepare_device(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
     """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers.
 
-    On CPUs memory that a step frees is kept for the next one.
+    JAX's backend is started here.
     """
-    if target_device().platform == "cpu":
-        keep_freed_memory()
+    start_backend()
     if (warning := describe_unused_gpu()) is not None:
         print_once(warning)
     model = config.model

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,9 +86,12 @@ def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: An
     try:
         with (
             waiting,
+            warnings.catch_warnings(),
             end_registration(seconds),
             end_at_abort(native, lambda: waiting.explain(read_native_output())),
         ):
+            # JAX looks for Kubernetes even if all is given, and warns in seven lines that it lacks a package for it.
+            warnings.filterwarnings("ignore", "Kubernetes environment detected")
             jax.distributed.initialize(
                 **place,
                 initialization_timeout=seconds + CLIENT_SECONDS,
@@ -168,7 +172,8 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"GPTJAX_DISTRIBUTED is {quote(value)}; wanted auto, or nothing for a single process.")
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     host, _, port = (address or "").rpartition(":")
-    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x
+    is_port = port.isdecimal() and 0 < int(port) < 2**16  # JAX crashes at one like 22x
+    if address and not (is_port and re.fullmatch(r"[^\s/]+", host)):
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS is {quote(address)}; wanted HOST:PORT, the same for all processes, such as "
             "node1:12355."

@@ -35,8 +35,10 @@ def parse_library(text: str) -> Any:
 
     def parse() -> Any:
         library = Tokenizer.from_str(text)
+        library.no_padding()  # it may be long, and is never asked for
+        library.no_truncation()
         with contextlib.suppress(Exception):  # it is told where a text needs it
-            library.encode(PROBE)
+            library.encode(PROBE, add_special_tokens=False)
         return library
 
     return call_quietly(parse)

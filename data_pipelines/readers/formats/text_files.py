@@ -99,12 +99,12 @@ def check_start(path: Path, start: bytes) -> None:
     if (problem := explain_foreign(path, start)) is not None:
         raise UserError(f"{path}: {problem}")
     start = start[:64]
-    convert = f"Convert it: {_write_pipe(path)}iconv"
+    convert = partial(_write_conversion, path)
     if start[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise UserError(f"{path}: is UTF-32, wanted UTF-8. {convert} -f UTF-32 -t UTF-8.")
+        raise UserError(f"{path}: is UTF-32, wanted UTF-8. {convert('UTF-32')}")
     halves = {start[::2].strip(b"\0") == b"", start[1::2].strip(b"\0") == b""}
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (len(start) >= 16 and len(halves) == 2):
-        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {convert} -f UTF-16{_find_order(start)} -t UTF-8.")
+        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {convert(f'UTF-16{_find_order(start)}')}")
 
 
 def write_edit(command: str, path: Path) -> str:
@@ -121,6 +121,15 @@ def write_filter(command: str, path: Path) -> str:
     written = plain.with_suffix(".lines.jsonl" if plain.suffix == ".jsonl" else ".jsonl")
     given = "" if pipe else f" {shlex.quote(str(path))}"
     return f"{pipe}{command}{given} > {shlex.quote(str(written))}"
+
+
+def _write_conversion(path: Path, encoding: str) -> str:
+    """The line for a shell that writes a file in UTF-8 beside one in another encoding."""
+    pipe = _write_pipe(path)
+    plain = path.with_suffix("") if pipe else path
+    given = "" if pipe else f" {shlex.quote(str(path))}"
+    written = shlex.quote(str(plain.with_suffix(f".utf8{plain.suffix}")))
+    return f"Convert it: {pipe}iconv -f {encoding} -t UTF-8{given} > {written}"
 
 
 def _write_pipe(path: Path) -> str:
