@@ -4,7 +4,7 @@
         --output=data/mine
     python -m gptjax.train --config=configs/own_chats_cpu.py --init-from=runs/quickstart --data.path=data/mine
 
-Data      any directory of `prepare_chat`; without a validation split, for few chats have none to spare
+Data      any directory of `prepare_chat`; its validation loss is printed, if it has a validation split
 Model     that of `--init-from`
 Optimizer 100 steps of AdamW at 1e-3, for models as small as the quickstart's; an imported GPT-2 wants about 1e-5
 Measured  by us on ten chats and 300 steps of the quickstart, two cores: 30 s, most of them for compiling; the last loss
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from configs.quickstart import config as base
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.objective import SFT
 from gptjax.optim import AdamW, Constant
 
@@ -27,5 +28,6 @@ config = replace(
     data=TokenShards(packing="best_fit_truncate"),
     optimizer=AdamW(learning_rate=1e-3, schedule=Constant(warmup_steps=5)),
     objective=SFT(),
-    evaluators=(),
+    evaluators=(ValidationLoss(every=25),),
+    require_validation=False,
 )

@@ -37,15 +37,22 @@ from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
 from data_pipelines.conversations.examples import EncodeConversation
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.encode.splits import SplitRule, parse_split
+from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
+from data_pipelines.scored_shards import PrepareScored, find_rule, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
-from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, NANOCHAT, ChatTemplate, load_chat_template
+from gptjax.tokenization.chat_template import (
+    CHAT_TEMPLATE_FILE,
+    CHATML,
+    NANOCHAT,
+    ChatTemplate,
+    Message,
+    load_chat_template,
+)
 from gptjax.tokenization.tokenizer import Tokenizer
 
 LEARNED = re.compile(r"bpe:\d+")
@@ -109,22 +116,27 @@ def _learn_tokenizer(request: PrepareChat) -> Tokenizer:
 
 def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
     """The messages of the training part. Raises `UserError` where there are none, with what is wrong with the first."""
-    rule, count, wrong = parse_split(request.effective_split), 0, list[str]()
-    assert isinstance(rule, SplitRule)
-    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+    rule, wrong, unused = find_rule(request, map(repr, _iter_conversations(request, []))), list[str](), {"train", "val"}
+    for messages in _iter_conversations(request, wrong):
+        side = rule.choose_split(repr(messages).encode())
+        unused.discard(side)
+        if side == "train":
+            yield from (message.content.encode() for message in messages)
+    if "train" in unused:
+        advice = "" if "val" in unused else f" Use {request.suggest_splits(request.effective_split)}."
+        raise UserError(f"source {request.source}: holds no usable conversations for training.{advice}{''.join(wrong)}")
+
+
+def _iter_conversations(request: PrepareChat, wrong: list[str]) -> Iterator[list[Message]]:
+    """The usable conversations; what is wrong with the first other one is put into `wrong`."""
+    for block in request.sources["source"].iter_blocks((*FIELDS, *list_columns(request.renamed)), BLOCK_BYTES):
         for where, record in block.read():
             try:
                 if isinstance(record, UserError):
                     raise record
-                messages = parse_conversation(record, where=where, renamed=request.renamed).messages
-            except UserError as error:  # told when it is encoded
-                wrong = wrong or [f" {error}"]
-                continue
-            if rule.choose_split(repr(messages).encode()) == "train":
-                count += 1
-                yield from (message.content.encode() for message in messages)
-    if count == 0:
-        raise UserError(f"source {request.source}: holds no usable conversations for training.{''.join(wrong)}")
+                yield parse_conversation(record, where=where, renamed=request.renamed).messages
+            except UserError as error:
+                wrong[:] = wrong or [f" {error}"]
 
 
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
@@ -144,7 +156,7 @@ def _make_kind(request: PrepareChat) -> ExampleKind:
         tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
-    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
+    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *list_columns(request.renamed)), notes)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ A record is one of these, in JSON lines, a JSON array (.json) or Parquet; LIST i
     {"chosen": LIST, "rejected": LIST}                           the messages that both begin with are the prompt
     {"prompt": "2+2?", "chosen": LIST, "rejected": LIST}         UltraFeedback, binarized
     {"chosen": "\\n\\nHuman: 2+2?\\n\\nAssistant: 4", "rejected": …}  HH-RLHF
-    {"prompt": "2+2=", "chosen": "4", "rejected": "5"}           plain text
+    {"prompt": "2+2=", "chosen": "4", "rejected": "5"}           plain text; --as-turns makes turns of it
     {"prompt": …, "response_0": …, "response_1": …, "better_response_id": 0}  SafeRLHF; so SHP, LMSYS, AlpacaFarm
     {"prompt": …, "response_1": …, "response_2": …, "preference_strength": -2}  HelpSteer2; so HelpSteer3, WebGPT
     {"prompt": …, "answers": [{"answer": …, "rank": 1}, …]}      Nectar: best and worst; so UltraFeedback, distilabel
@@ -27,6 +27,7 @@ from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.examples import EncodePair
 from data_pipelines.conversations.preference_formats import FIELDS, read_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
@@ -46,6 +47,8 @@ class PreparePreferences(PrepareScored):
 
     train_flags: ClassVar[str] = "--config=modern_253m_dpo --init-from=RUN"
     few_flags: ClassVar[str | None] = "--config=own_pairs_cpu --init-from=RUN"
+    as_turns: bool = False
+    """Make turns of plain text: the prompt the user's message, the answers the assistant's."""
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
@@ -59,8 +62,9 @@ def _make_kind(request: PreparePreferences) -> ExampleKind:
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None:
         tokenizer = _add_chat_tokens(given, request)
-    encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
-    return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
+    encode, fields = EncodePair(tokenizer, request.renamed, request.as_turns), (*FIELDS, *list_columns(request.renamed))
+    identity = {"as_turns": True} if request.as_turns else {}
+    return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer), identity)
 
 
 def _add_chat_tokens(given: Tokenizer, request: PreparePreferences) -> Tokenizer:
@@ -71,15 +75,15 @@ def _add_chat_tokens(given: Tokenizer, request: PreparePreferences) -> Tokenizer
     try:
         extended = given.with_chat_template(CHATML).with_special_tokens(CHATML.special_tokens)
     except UserError:
-        if _has_turns(request, keeps_text=True):
+        if request.as_turns or _has_turns(request, keeps_text=True):
             raise
         return given
-    return extended if _has_turns(request) else given
+    return extended if request.as_turns or _has_turns(request) else given
 
 
 def _has_turns(request: PreparePreferences, *, keeps_text: bool = False) -> bool:
     """Whether a pair of the first block consists of messages, for which the tokenizer needs the tokens of a chat."""
-    for block in request.sources["source"].iter_blocks((*FIELDS, *request.renamed), BLOCK_BYTES):
+    for block in request.sources["source"].iter_blocks((*FIELDS, *list_columns(request.renamed)), BLOCK_BYTES):
         is_usable = False
         for where, record in block.read():
             with contextlib.suppress(UserError):

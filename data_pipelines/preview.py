@@ -84,8 +84,10 @@ def preview(request: Preview) -> None:
     is_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     painter = Painter(request.color == "always" or (request.color == "auto" and is_terminal))
     legend: dict[Kind, str] = {"context": "context", "trained": "trained on", "special": "special token", "cut": "cut"}
-    print(", ".join(painter.paint(text, kind) for kind, text in legend.items()))
-    for line in (iter_pairs if holds_pairs(request.data) else iter_rows)(request, painter):
+    lines = (iter_pairs if holds_pairs(request.data) else iter_rows)(request, painter)
+    first = next(lines)  # an error comes before anything is printed
+    print(", ".join(painter.paint(text, kind) for kind, text in legend.items()), first, sep="\n")
+    for line in lines:
         print(line)
 
 
@@ -95,13 +97,13 @@ def iter_rows(request: Preview, painter: Painter) -> Iterator[str]:
     tokenizer, stream = _require_tokenizer(shards), shards.open_stream(request.split)
     packing = request.packing or ("concat" if stream.loss_mask is None else "best_fit_truncate")
     sequences = open_sequences(stream, request.context_length, packing, end_of_text=tokenizer.end_of_text)
-    for note in sequences.notes:
-        yield f"note: {note}"
     if request.first >= len(sequences):
         raise UserError(
             f"{request.data}: {request.split} has {len(sequences):,} rows of {request.context_length:,} tokens; "
             f"there is no row {request.first}. Use a smaller --first or --context-length."
         )
+    for note in sequences.notes:
+        yield f"note: {note}"
     for row in range(request.first, min(len(sequences), request.first + request.rows)):
         yield from _iter_row(sequences, row, tokenizer, painter)
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,15 @@ from data_pipelines.readers.fields import parse_renaming
 from data_pipelines.readers.record_sources import RecordSource, open_records
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
-from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path
+from data_pipelines.runtime.split_specs import INSTEAD
+from gptjax.core.errors import UserError, count_of
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 8
+RECORDS_VERSION = 9
 """Increase it whenever the same records become other tokens."""
 ENCODERS = (BlockEncoder.__module__, "data_pipelines.conversations.examples", "gptjax.tokenization.table_tokenizers")
 """What workers import."""
@@ -52,7 +52,8 @@ class PrepareScored(ShardOptions):
     """The special token that begins documents, such as `</s>`. Default: as in `prepare`, what the files beside the
     tokenizer say, else `<|endoftext|>`, if the tokenizer has it."""
     rename_fields: str | None = None
-    """Names of fields that are not known, with the known ones, such as `Frage:prompt,Antwort:completion`."""
+    """Names of fields that are not known, with the known ones, such as `Frage:prompt,Antwort:completion`;
+    `body.messages:messages` is a field inside another."""
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
 
@@ -92,9 +93,10 @@ class PrepareScored(ShardOptions):
 
     def choose_flags(self, tokens: int) -> str:
         """Where the tokenizer is that of a run, the run is named, too."""
-        flags, path = super().choose_flags(tokens), expand_path(self.tokenizer)
-        is_run = (path / "checkpoints").is_dir()
-        return flags.replace("--init-from=RUN", f"--init-from={shlex.quote(self.tokenizer)}") if is_run else flags
+        flags, directory = super().choose_flags(tokens), find_tokenizer_directory(self.tokenizer)
+        if directory is None or not (directory / "checkpoints").is_dir():
+            return flags
+        return flags.replace("--init-from=RUN", f"--init-from={shlex.quote(str(directory))}")
 
     @property
     def effective_split(self) -> str:
@@ -104,7 +106,7 @@ class PrepareScored(ShardOptions):
         return SMALL_SPLIT if self.sources["source"].size < SMALL_BYTES else super().effective_split
 
     def suggest_splits(self, used: str) -> str:
-        return "--split=hash:0.3, --split=none or a --validation-source"
+        return "--split=none or a --validation-source"
 
 
 def prepare_scored(request: PrepareScored, kind: ExampleKind, *, workers: Workers, limits: Limits) -> Manifest:
@@ -124,6 +126,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, workers: Worker
             "records": RECORDS_VERSION,
             **{flag: source.identity() for flag, source in request.sources.items()},
             **({"rename_fields": request.renamed} if request.renamed else {}),
+            **kind.identity,
         }
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
@@ -146,7 +149,8 @@ def _write_shards(
     tokenizer, done = kind.tokenizer, journal.progress
     units, examples, notes = done.units, done.documents, done.notes
     encoder = BlockEncoder(kind, request.strict, request.max_document_tokens)
-    tasks = itertools.islice(_iter_tasks(request, kind, limits), units, None)
+    rule = find_rule(request, _iter_keys(request, encoder, limits))
+    tasks = itertools.islice(_iter_tasks(request, kind, limits, rule=rule), units, None)
     size = lambda task: task.block.size
     encoded = map_on_cores(
         encoder, tasks, processes=request.processes, size=size, pool_size=limits.pool_bytes, workers=workers
@@ -165,20 +169,31 @@ def _write_shards(
                 states = {name: writer.sync() for name, writer in writers.items()}
                 journal.record(Progress(units, examples, states, notes))
             show(f"{examples:,} {kind.plural}")
-    return (
-        {name: writer.counts for name, writer in writers.items()},
-        tokenizer,
-        [*(kind.notes if examples else ()), *notes.lines()],
-    )
+    lines = [*(kind.notes if examples else ()), *notes.lines()]
+    if isinstance(rule, HashFraction) and rule != parse_split(request.effective_split):
+        few = f"{count_of(examples, kind.plural)}, too few for {request.effective_split}"
+        lines.append(f"{few}: {INSTEAD.format(f'hash:{rule.fraction}')}")
+    return {name: writer.counts for name, writer in writers.items()}, tokenizer, lines
 
 
-def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> Iterator[Task]:
-    rules = {"source": parse_split(request.effective_split), "validation_source": AllTo("val")}
+def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits, *, rule: SplitRule) -> Iterator[Task]:
+    rules = {"source": rule, "validation_source": AllTo("val")}
     for flag, source in request.sources.items():
-        rule = rules[flag]
-        assert isinstance(rule, SplitRule)
         for block in source.iter_blocks(kind.fields, limits.batch_bytes):
-            yield Task(rule, block)
+            yield Task(rules[flag], block)
+
+
+def _iter_keys(request: PrepareScored, encoder: BlockEncoder, limits: Limits) -> Iterator[str]:
+    for block in request.sources["source"].iter_blocks(encoder.kind.fields, limits.batch_bytes):
+        yield from encoder.iter_keys(block)
+
+
+def find_rule(request: PrepareScored, keys: Iterable[str]) -> SplitRule:
+    """The rule of the source's split. Where a hash would put all examples, of these keys, on one side, another hash."""
+    rule = parse_split(request.effective_split)
+    assert isinstance(rule, SplitRule)
+    widened = rule.widen(rule.point(key.encode()) for key in keys) if isinstance(rule, HashFraction) else None
+    return widened or rule
 
 
 def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:

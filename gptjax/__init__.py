@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptjax.process import broken_import as _broken_import  # noqa: F401, its hook is for the imports after it
 from gptjax.process.early_exit import install_early_handler, is_module_run
+from gptjax.process.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 if is_module_run():
     install_early_handler()
+    keep_freed_memory()  # before NumPy and JAX start threads
 
 _MODULES = {
     "GPT": "model.gpt",

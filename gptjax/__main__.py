@@ -7,6 +7,7 @@ import sys
 from gptjax.cli.command_line import print_versions_if_asked
 from gptjax.cli.config_files import list_configs
 from gptjax.core.errors import UserError, exit_on_user_error, quote
+from gptjax.process.memory import keep_freed_memory
 
 COMMANDS = {
     "train": ("gptjax.train", "train a GPT, or resume its training"),
@@ -60,6 +61,7 @@ def main() -> None:
         name = words[0].replace("-", "_")
         if name not in COMMANDS:
             raise UserError(explain_command(words[0]))
+        keep_freed_memory()  # as `python -m` does
         sys.argv = [name, *words[1:]]
         runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
 

@@ -26,6 +26,7 @@ from gptjax.core.files import expand_path, write_atomically
 from gptjax.serving.conversation import Conversation
 from gptjax.serving.text_generation import GenerationOptions, TextGenerator
 from gptjax.serving.web import serve
+from gptjax.sharding.devices import start_backend
 
 HELP = """/reset        forget the conversation
 /save [FILE]  write it as a line of JSON, which prepare_chat reads
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Chat, words, prog="python -m gptjax.chat", introduction=__doc__ or "")
         enable_compile_cache()
+        start_backend()
         generator = TextGenerator.open(options)
 
         def begin() -> Conversation:

@@ -73,6 +73,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluators: tuple[Evaluator, ...] = ()
     """Evaluations during training."""
+    require_validation: bool = True
+    """Refuse data without a validation split where an evaluator reads it. False: such evaluators are left out."""
     log: LogConfig = LogConfig()
     ema: EMA = EMA()
     lora: LoRA = LoRA()
@@ -216,6 +218,7 @@ RESUME_MAY_CHANGE = (
     "mesh",
     "grad_accum",
     "evaluators",
+    "require_validation",
     "ema",  # training does not depend on it
     "checkpoint",
     "log",

@@ -25,6 +25,7 @@ from gptjax.evaluation.checkpoints import evaluate_all
 from gptjax.evaluation.comparison import Evaluation, draw_bars
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.report import describe, to_result, write_result
+from gptjax.sharding.devices import start_backend
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate", introduction=__doc__ or "")
         enable_compile_cache()
+        start_backend()
         evaluations: list[Evaluation] = []
         try:
             evaluate_all(options, evaluations)

@@ -24,6 +24,7 @@ from gptjax.core.errors import UserError, count_of, escape_controls, exit_on_use
 from gptjax.core.files import check_output_file, expand_path, write_atomically
 from gptjax.serving.sampler import Prompt, Sample, Sampler, read_prompts
 from gptjax.serving.text_generation import Completion, TextGenerator
+from gptjax.sharding.devices import start_backend
 
 if TYPE_CHECKING:
     from gptjax.generation.generate import DecodingSpeed
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.json not in (None, "-"):
             check_output_file("json", options.json)
         enable_compile_cache()
+        start_backend()
         sampler = Sampler(TextGenerator.open(options), options)
         if options.interactive:
             run_interactive(sampler)

@@ -38,6 +38,7 @@ def compute(inputs: AttentionInputs, options: AttentionOptions, **optional: Any)
 
 def numpy_attention(inputs: AttentionInputs, options: AttentionOptions, segments: Array | None = None) -> np.ndarray:
     q, k, v = (np.asarray(x, np.float64) for x in inputs[:3])
+    segments = None if segments is None else np.asarray(segments)
     out = np.zeros(q.shape)
     for b, t, h in np.ndindex(q.shape[:3]):
         j = h // (q.shape[2] // k.shape[2])

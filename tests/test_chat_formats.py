@@ -41,6 +41,8 @@ def test_messages_out_of_json():
         ([{"role": "user", "content": []}], "message 1: its content is"),
         ([{"role": "user", "content": [{"type": None, "text": 1}]}], "message 1: its content is"),
         ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 4}], "message 2: its content is 4"),
+        ([["robot", "Hi"]], r"wanted an object with .*, got \['robot', 'Hi'\]"),
+        ([{"robot": "Hi"}], "its role is None"),
     ],
 )
 def test_wrong_messages_are_named(value: Any, message: str):
@@ -110,6 +112,9 @@ FIELDS = [
     {"inputs": "Two and two?", "targets": "Four."},
     {"chat_messages": [{"sender": "human", "text": "Two and two?"}, {"sender": "assistant", "text": "Four."}]},
     {"contents": [{"role": role, "parts": [{"text": text}]} for role, text in TURNS]},
+    {"conversation": [["Human", "Two and two?"], ["gpt", "Four."]]},
+    {"conversations": [{"user": "Two and two?"}, {"assistant": "Four.", "user": None}]},
+    {"prompt": LISTS[0][0], "response": LISTS[0][1]},
 ]
 TEXTS = [
     "### Human: Two and two?### Assistant: Four.",
@@ -147,6 +152,15 @@ def test_fields_may_be_renamed():
     assert parse_conversation(record, where="x", renamed={"Frage": "prompt", "Antwort": "output"}).messages == WANTED
     with pytest.raises(UserError, match="--rename-fields=Frage:prompt,Antwort:completion"):
         parse_conversation(record, where="x")
+    for record, flags in (
+        ({"body": {"messages": LISTS[0]}, "id": 7}, "body.messages:messages"),
+        ({"items": LISTS[1]}, "items:messages"),
+        ({"conversation": {"turns": LISTS[0]}}, "conversation.turns:messages"),
+        ({"request": {"messages": LISTS[0][:1]}, "reply": LISTS[0][1]}, "request.messages:prompt,reply:completion"),
+    ):
+        with pytest.raises(UserError, match=f"Say where its messages are: --rename-fields={flags}$"):
+            parse_conversation(record, where="x")
+        assert parse_conversation(record, where="x", renamed=parse_renaming(flags)).messages == WANTED
     assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
     with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
         parse_renaming("a")

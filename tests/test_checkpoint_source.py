@@ -14,8 +14,10 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import evaluate
 from gptjax.evaluation.options import Evaluate
 from gptjax.huggingface import model_dir
+from gptjax.huggingface.architectures.selection import ARCHITECTURES
 from gptjax.huggingface.model_import import from_hf
-from gptjax.runs.checkpoint_source import SavedModel, open_checkpoint
+from gptjax.huggingface.safetensors_dir import TrainedAt
+from gptjax.runs.checkpoint_source import SavedModel, describe_source, find_trained_at, name_step, open_checkpoint
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.sample import sample
 from gptjax.serving.sampler import Sample
@@ -41,13 +43,31 @@ def test_saved_model_and_its_imported_run_are_the_same_checkpoint(saved: Path, t
     assert isinstance(run, RunDir)
     assert replace(by_rule.model_config, compute=config.compute) == config
     assert by_rule.require_tokenizer().fingerprint == TOKENIZER.fingerprint
-    assert by_rule.find_step("best") == 0 == run.find_step()
+    assert (by_rule.find_step("best"), run.find_step()) == (None, 0)
     text = tmp_path / "text.txt"
     text.write_text("abc hgf\n" * 9)
     losses = [
         evaluate(Evaluate((str(path),), text=str(text), mesh=SINGLE))["val_loss"] for path in (saved, tmp_path / "run")
     ]
     assert losses[0] == losses[1]
+
+
+def test_an_export_says_where_its_weights_were_trained(saved: Path, tmp_path: Path) -> None:
+    """A model of others says nothing of the kind. A number that is none is not believed."""
+    assert (open_checkpoint(saved).find_step(), name_step(open_checkpoint(saved))) == (None, {})
+    assert describe_source(open_checkpoint(saved)) == "gpt2"
+    _, model, _ = from_hf(saved)
+    for name, trained_at in (("export", TrainedAt("mine", 12)), ("forged", TrainedAt("mine\n", "1" * 99))):  # pyright: ignore[reportArgumentType]
+        write = {"architecture": ARCHITECTURES["gpt2"], "dtype": "float32", "origin": None, "tokenizer": TOKENIZER}
+        (tmp_path / name).mkdir()
+        model_dir.write_model(tmp_path / name, model, **write, trained_at=trained_at)
+    export = open_checkpoint(tmp_path / "export")
+    assert name_step(export, "12") == {"step": 12, "run": "mine"}
+    assert describe_source(export) == "export (step 12 of mine)"
+    assert find_trained_at(export) == TrainedAt("mine", 12)
+    with pytest.raises(UserError, match="it has no step 0"):
+        export.find_step(0)
+    assert open_checkpoint(tmp_path / "forged").find_step() is None
 
 
 def test_saved_model_is_sampled_and_exported_in_place(saved: Path, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """The compression report counts what the tokenizers do, and compares them with the right one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines.compare_tokenizers import CompareTokenizers, compare_tokenizers
 from data_pipelines.encode.bpe_trainer import train_bpe
@@ -69,17 +68,16 @@ def test_wrong_options_are_refused(given):
             compare_tokenizers(request(given, **options))
 
 
-def test_command_prints_and_writes_json(given):
+def test_command_prints_and_writes_json(given, capsys):
     words = [f"--tokenizer={given / 'tok'}", "--baseline=bytes", f"--json={given / 'report.json'}"]
     words += [f"--source={given / 'tales.jsonl'}", f"--source={given / 'noise.txt'}"]
-    command = [sys.executable, "-m", "data_pipelines.compare_tokenizers", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "saved: share of tokens against bytes" in done.stdout
+    assert run_pipeline("compare_tokenizers", *words) == 0
+    printed = capsys.readouterr().out
+    assert "saved: share of tokens against bytes" in printed
     first = compare_tokenizers(request(given))[1]
     numbers = (first.vocab_size, first.bytes, first.tokens, f"{first.bytes_per_token:.3f}", f"{first.saved:+.1%}")
-    assert all(f" {number} " in done.stdout for number in numbers)
+    assert all(f" {number} " in printed for number in numbers)
     report = json.loads((given / "report.json").read_text())
     assert [row["tokens"] for row in report] == [row.tokens for row in compare_tokenizers(request(given))]
-    failed = subprocess.run([*command, f"--json={given}"], capture_output=True, text=True, check=False)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith(f"error: {given}: Is a directory")
+    assert run_pipeline("compare_tokenizers", *words, f"--json={given}") == 2
+    assert capsys.readouterr().err.startswith(f"error: {given}: Is a directory")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SETTINGS = (
 def _default_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GPTJAX_COMPILE_CACHE")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     before = {name: jax.config.values[name] for name in SETTINGS}
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", None)
@@ -76,6 +78,20 @@ def test_directory_that_cannot_be_written_is_a_note(tmp_path: Path, capsys: pyte
     assert printed.out == ""
     assert printed.err.startswith(f"note: compiled programs are not kept: {tmp_path}/cache")
     assert "Set GPTJAX_CACHE" in printed.err
+
+
+def test_entries_that_cannot_be_read_are_a_note_and_are_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        directory = Path(str(enabled_directory()))
+        (directory / "jit_f-12-cache").write_bytes(b"half")
+        (directory / "jit_ff-12-cache").write_bytes(b"whole")
+        for program in ("jit_f", "jit_g"):
+            text = f"Error reading persistent compilation cache entry for '{program}': zlib.error: incorrect data check"
+            warnings.warn(text, stacklevel=1)
+    assert [path.name for path in directory.iterdir()] == ["jit_ff-12-cache"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: compiled programs that cannot be read are compiled anew")
 
 
 def test_directory_of_another_user_is_a_note(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,27 +156,30 @@ HEAVY = {
 }
 RUN = """
 import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__")
-finally:
-    print("imported", *sys.modules, file=sys.stderr)
+for command in sys.argv[1:]:
+    sys.argv = command.split()
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__")
+    except SystemExit:
+        print("imported", *sys.modules, file=sys.stderr)
 """
+COMMANDS = {
+    "gptjax.train --help": {"jax", "numpy"},
+    "gptjax.train --config=nowhere.py": {"jax", "numpy"},
+    "gptjax.train --config=smoke --help": set(),
+    "gptjax.sample --help": set(),
+    "gptjax.evaluate --help": set(),
+    "gptjax.convert from-hf --help": set(),
+}
+"""Commands, one after another in one process, and what is not imported until then besides `HEAVY`."""
 
 
-@pytest.mark.parametrize(
-    ("command", "absent"),
-    [
-        ("gptjax.train --help", {"jax", "numpy"}),
-        ("gptjax.train --config=nowhere.py", {"jax", "numpy"}),
-        ("gptjax.train --config=smoke --help", set()),
-        ("gptjax.sample --help", set()),
-        ("gptjax.evaluate --help", set()),
-        ("gptjax.convert from-hf --help", set()),
-    ],
-)
-def test_help_and_mistakes_import_nothing_heavy(command: str, absent: set[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", RUN, *command.split()], capture_output=True, text=True, timeout=120)
-    imported = done.stderr.rpartition("imported ")[2].split()
-    assert "gptjax" in imported, done.stderr
-    assert not (HEAVY | absent) & set(imported)
+def test_help_and_mistakes_import_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", RUN, *COMMANDS], capture_output=True, text=True, timeout=120)
+    imported = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("imported ")]
+    for (command, absent), modules in zip(COMMANDS.items(), imported, strict=True):
+        assert "gptjax" in modules, done.stderr
+        assert not (HEAVY | absent) & set(modules), command
+    assert "quickstart" in done.stdout
+    assert "There is no config file nowhere.py" in done.stderr
+    assert "Traceback" not in done.stderr

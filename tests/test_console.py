@@ -101,7 +101,8 @@ def test_safe_console_survives_a_full_disk():
 def test_missing_streams_are_not_replaced_by_the_next_file(tmp_path: Path):
     code = (
         "import os, sys; from gptjax.core.errors import exit_on_user_error\n"
-        "with exit_on_user_error():\n    file = open(sys.argv[1], 'w'); os.write(1, b'a message'); print('more')"
+        "with exit_on_user_error():\n    file = open(sys.argv[1], 'w'); os.write(1, b'a message'); print('more')\n"
+        "    assert not any(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))"
     )
     command = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
     subprocess.run(["sh", "-c", command, sys.executable, code, str(tmp_path / "file")], check=True)

@@ -84,6 +84,9 @@ def test_cache_without_a_home_names_the_variable(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # an unknown user, as in some containers
     with pytest.raises(UserError, match=r"no home directory.*Set GPTJAX_CACHE"):
         cache_directory()
+    monkeypatch.setenv("GPTJAX_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match="is an address; wanted a local path"):
+        cache_directory()
 
 
 def test_file_sha256_is_that_of_the_bytes(tmp_path: Path):

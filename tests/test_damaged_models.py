@@ -107,6 +107,11 @@ def embedding(value: float, dtype: Any = np.float32) -> np.ndarray:
     return np.full((260, 30), value, dtype)
 
 
+def set_parts(**changes: Any) -> str:
+    """A tokenizer.json with other parts."""
+    return json.dumps(json.loads(Bytes().to_json()) | changes)
+
+
 MAP = dict.fromkeys(draw_tensors(CONFIG), "model-1.safetensors")
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a million layers": set_config(n_layer=10**6),
@@ -196,6 +201,16 @@ TOKENIZER_DAMAGES: dict[str, Callable[[Path], object]] = {
         "tokenizer.json",
         json.dumps(json.loads(Bytes().to_json()) | {"model": {"type": "BPE", "vocab": "x", "merges": []}}),
     ),
+    "a panic of the library while it reads": write(
+        "tokenizer.json", set_parts(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    ),
+    "a panic of the library over a text": write(
+        "tokenizer.json",
+        set_parts(
+            model={"type": "BPE", "vocab": {"A": 0, "z": 1}, "merges": [], "end_of_word_suffix": "\u00e9"},
+            normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="},
+        ),
+    ),
     "a config that is no JSON": write("tokenizer_config.json", "{"),
     "an end that is no text": write("tokenizer_config.json", '{"eos_token": 5}'),
     "an id as text": set_pair('{"a": "0"}', "#version"),
@@ -239,12 +254,13 @@ def test_a_damaged_model_is_refused_in_one_line(
 def test_a_damaged_tokenizer_is_told_in_one_line(
     damage: Callable[[Path], object],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
+    """Also past Python, where Rust prints its panics."""
     monkeypatch.setattr("gptjax.conversion.imports.write_imported_run", lambda directory, **_: directory.mkdir())
     damage(folder := write_model(tmp_path / "model"))
-    code, lines = import_model(folder, capsys)
+    code, lines = import_model(folder, capfd)
     assert (code, len(lines)) == (0, 1), lines
     assert lines[0].startswith("note: imported without a tokenizer: ")
 

@@ -1,17 +1,14 @@
 """Complete data is reported, and damaged files are named."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from manifests import edit_manifest
+from pipelines import run_pipeline
 
-from data_pipelines import verify as module
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
@@ -206,12 +203,10 @@ def test_verify_notices_another_tokenizer(directory, prepared):
         verify_directory(VerifyShards(directory))
 
 
-def test_command_names_the_files_and_exits_with_2(directory):
+def test_command_names_the_files_and_exits_with_2(directory, capsys):
     flip(directory / "val_000000.bin")
     cut(directory / "train.documents")
-    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "data_pipelines.verify", str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 2
-    assert f"{directory}/val_000000.bin has changed since it was written: its SHA-256 differs" in done.stderr
-    assert f"{directory}/train.documents has" in done.stderr
+    assert run_pipeline("verify", directory) == 2
+    said = capsys.readouterr().err
+    assert f"{directory}/val_000000.bin has changed since it was written: its SHA-256 differs" in said
+    assert f"{directory}/train.documents has" in said

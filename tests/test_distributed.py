@@ -103,9 +103,9 @@ def test_other_word_than_auto_is_refused(calls: list[dict]):
     assert calls == []
 
 
-@pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"])
 def test_mpirun_without_a_coordinator_is_refused(calls: list[dict], size: str):
-    with pytest.raises(UserError, match=rf"mpirun has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):
+    with pytest.raises(UserError, match=rf"run has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):
         initialize_distributed({size: "4"})
     initialize_distributed({size: "1"})
     assert calls == []
@@ -113,7 +113,7 @@ def test_mpirun_without_a_coordinator_is_refused(calls: list[dict], size: str):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("address", ["localhost", "localhost:22x", ":5", "localhost:70000"])
+@pytest.mark.parametrize("address", ["localhost", "localhost:22x", ":5", "http://node1:5", "localhost:70000"])
 def test_address_without_a_port_is_refused(calls: list[dict], address: str):
     with pytest.raises(UserError, match=f"JAX_COORDINATOR_ADDRESS is {address}; wanted HOST:PORT"):
         initialize_distributed({"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})

@@ -10,17 +10,31 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config, write_config, write_text_shards
 
-from gptjax.core.environment import check_environment
+from gptjax.core.environment import check_environment, describe_misspelt
 from gptjax.core.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("JAX_ENABLE_X64", "True"), ("JAX_DISABLE_JIT", "1"), ("JAX_NUMPY_DTYPE_PROMOTION", "strict")]
+    ("name", "value"),
+    [
+        ("JAX_ENABLE_X64", "True"),
+        ("JAX_ENABLE_X64", "t"),
+        ("JAX_DISABLE_JIT", "1"),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+    ],
 )
 def test_variable_of_jax_that_breaks_training_is_refused(name: str, value: str):
     with pytest.raises(UserError, match=f"{name} is set.*Unset it"):
         check_environment({name: value})
     check_environment({name: "0"})
+
+
+def test_misspelt_variable_is_noted():
+    known = ["JAX_ENABLE_X64", "JAX_PLATFORMS"]
+    assert describe_misspelt(known, dict.fromkeys([*known, "JAX_OF_MINE", "GPTJAX_CACHE", "SLURM_NTASK"], "1")) == []
+    x64, cache = describe_misspelt(known, {"JAX_ENABEL_X64": "1", "GPTJAX_CAHCE": "1"})[::-1]
+    assert x64.endswith("JAX_ENABEL_X64 has no effect: there is none of this name. Did you mean JAX_ENABLE_X64?")
+    assert cache.endswith("Did you mean GPTJAX_CACHE?")
 
 
 def test_small_address_space_is_refused(monkeypatch: pytest.MonkeyPatch):

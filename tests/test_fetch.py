@@ -1,11 +1,9 @@
 """Published token shards are fetched whole and in order, and train as they are."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hub_server import Hub, serving
+from pipelines import run_pipeline
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.fetch import Fetch, fetch
@@ -96,12 +94,9 @@ def test_unusable_requests_are_explained(tmp_path):
         Fetch("fineweb_10b", output=tmp_path, shards=-1)
 
 
-def test_command_fetches_or_explains(hub, tokenizer, tmp_path):
-    command = [sys.executable, "-m", "data_pipelines.fetch"]
+def test_command_fetches_or_explains(hub, tokenizer, tmp_path, capsys):
     options = [f"--output={tmp_path}/out", "--shards=2", f"--tokenizer={tokenizer}"]
-    done = subprocess.run([*command, "fineweb_edu_10b", *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "3 shards, 6,500 tokens" in done.stdout
-    done = subprocess.run([*command, "absent"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: absent: --output=DIR is missing")
+    assert run_pipeline("fetch", "fineweb_edu_10b", *options) == 0
+    assert "3 shards, 6,500 tokens" in capsys.readouterr().out
+    assert run_pipeline("fetch", "absent") == 2
+    assert capsys.readouterr().err.startswith("error: absent: --output=DIR is missing")

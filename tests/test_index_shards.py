@@ -1,10 +1,8 @@
 """Shards of other projects, once indexed, are checked like our own."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.index_shards import choose_tokenizer, index_shards, is_indexed
@@ -125,12 +123,10 @@ def test_index_shards_refuses_other_directories(foreign, tokenizer, tmp_path):
         index_shards(tmp_path / "own", tokenizer)
 
 
-def test_index_shards_command_writes_a_manifest(foreign, tokenizer):
-    command = [sys.executable, "-m", "data_pipelines.index_shards", str(foreign)]
+def test_index_shards_command_writes_a_manifest(foreign, tokenizer, capsys):
     where = tokenizer.save(foreign / "tokenizer")
-    done = subprocess.run([*command, f"--tokenizer={where}"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("train ")
+    assert run_pipeline("index_shards", foreign, f"--tokenizer={where}") == 0
+    assert capsys.readouterr().out.startswith("train ")
     assert read_manifest(foreign) is not None
 
 

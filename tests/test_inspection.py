@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import make_model, make_tokens
 
 from gptjax import GPT, GPTConfig
 from gptjax.model.config import ComputeConfig
@@ -29,13 +30,12 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_inspection_of_every_option_equals_the_forward_pass(name: str) -> None:
     config = GPTConfig(**TINY, **OPTIONS[name])  # pyright: ignore[reportArgumentType]
-    model = GPT(config, key=jax.random.key(1))
-    tokens = jax.random.randint(jax.random.key(2), (2, 10), 0, 40)
-    attention, residuals = inspect_layers(model, tokens)
-    lens = compute_logit_lens(model, residuals)
+    model, tokens = make_model(config), make_tokens(2, 10, vocab_size=40)
+    attention, residuals = jax.jit(inspect_layers)(model, tokens)
+    lens = jax.jit(compute_logit_lens)(model, residuals)
     assert attention.shape == (4, 2, 4, 10, 10 + config.num_sinks)
     assert residuals.shape == (5, 2, 10, 32)
-    np.testing.assert_allclose(lens[-1], model(tokens), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(lens[-1], jax.jit(GPT.__call__)(model, tokens), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(attention.sum(-1), 1.0, rtol=1e-5)
     text = np.asarray(attention[..., :10])
     assert np.all(text[..., ~np.tri(10, dtype=bool)] == 0)
@@ -46,10 +46,14 @@ def test_inspection_of_every_option_equals_the_forward_pass(name: str) -> None:
 
 def test_attention_pattern_times_values_is_what_the_block_adds() -> None:
     """The pattern of a layer, put into the textbook formula, gives the layer's own attention output."""
-    model = GPT(GPTConfig(**TINY), key=jax.random.key(1))  # pyright: ignore[reportArgumentType]
-    tokens = jax.random.randint(jax.random.key(2), (1, 10), 0, 40)
-    attention, residuals = inspect_layers(model, tokens)
-    block = jax.tree.map(lambda leaf: leaf[0], model.blocks)
-    v = block.attention.compute_qkv(block.attention_norm(residuals[0]))[2]
-    x = residuals[0] + block.attention.project_out(jnp.einsum("BHTS,BSHK->BTHK", attention[0], v))
-    np.testing.assert_allclose(x + block.mlp(block.mlp_norm(x)), residuals[1], rtol=1e-4, atol=1e-5)
+    model = make_model(GPTConfig(**TINY))  # pyright: ignore[reportArgumentType]
+
+    @jax.jit
+    def compute(model: GPT, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        attention, residuals = inspect_layers(model, tokens)
+        block = jax.tree.map(lambda leaf: leaf[0], model.blocks)
+        v = block.attention.compute_qkv(block.attention_norm(residuals[0]))[2]
+        x = residuals[0] + block.attention.project_out(jnp.einsum("BHTS,BSHK->BTHK", attention[0], v))
+        return x + block.mlp(block.mlp_norm(x)), residuals[1]
+
+    np.testing.assert_allclose(*compute(model, make_tokens(1, 10, vocab_size=40)), rtol=1e-4, atol=1e-5)

@@ -88,10 +88,10 @@ def test_softcap_bias_and_z_loss_equal_the_formula(curve: str) -> None:
     run = partial(sum_nats, logit_softcap=3.0, logit_softcap_curve=curve, z_loss=0.1)
     nats, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(HIDDEN, head)
     expected = partial(reference, softcap=(3.0, curve))
-    np.testing.assert_allclose(nats, expected(HIDDEN, head), rtol=1e-6)
+    np.testing.assert_allclose(nats, jax.jit(expected)(HIDDEN, head), rtol=1e-6)
     assert_equal(gradients, jax.jit(jax.grad(partial(expected, z_loss=0.1), (0, 1)))(HIDDEN, head))
-    assert abs(float(nats - reference(HIDDEN, head))) > 1
-    without = jax.grad(expected)(HIDDEN, head)
+    assert abs(float(nats - jax.jit(reference)(HIDDEN, head))) > 1
+    without = jax.jit(jax.grad(expected))(HIDDEN, head)
     assert float(jnp.abs(gradients[0] - without).max()) > 1e-2
 
 
@@ -113,14 +113,15 @@ def test_padding_of_the_vocabulary_takes_no_part() -> None:
 
 def test_nothing_scored_gives_zero_loss_and_gradient() -> None:
     ignored = jnp.full_like(TARGETS, IGNORE_INDEX)
-    run = jax.value_and_grad(partial(sum_nats, targets=ignored))
+    run = jax.jit(jax.value_and_grad(partial(sum_nats, targets=ignored)))
     nats, gradient = run(HIDDEN, OutputHead(WEIGHT))
     assert (float(nats), float(jnp.abs(gradient).max())) == (0.0, 0.0)
 
 
 def test_scored_targets_are_counted() -> None:
     options = LossOptions(vocab_size=V, chunk_tokens=99, dtype="float32", mesh=MeshConfig())
-    assert next_token_loss(HIDDEN, OutputHead(WEIGHT), TARGETS, options=options)[1] == B * T - (T - 2)
+    count = jax.jit(lambda: next_token_loss(HIDDEN, OutputHead(WEIGHT), TARGETS, options=options)[1])
+    assert count() == B * T - (T - 2)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,8 @@ def test_chunks_without_a_target_are_skipped(mesh: MeshConfig) -> None:
 
 def test_bfloat16_operands_stay_close() -> None:
     head = OutputHead(WEIGHT)
-    np.testing.assert_allclose(sum_nats(HIDDEN, head, dtype="bfloat16"), reference(HIDDEN, head), rtol=0.01)
+    found = jax.jit(partial(sum_nats, dtype="bfloat16"))(HIDDEN, head)
+    np.testing.assert_allclose(found, jax.jit(reference)(HIDDEN, head), rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

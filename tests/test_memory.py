@@ -3,7 +3,10 @@ import platform
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from gptjax.sharding import devices
 
 KEEP_AND_MEASURE = """
 import ctypes, resource
@@ -20,15 +23,32 @@ count_pages = lambda: int(open("/proc/self/statm").read().split()[1])
 before, returned = count_pages(), release_freed_memory()
 print(kept, faults, (before - count_pages()) * resource.getpagesize() if returned else 0)
 """
+COUNT_FAULTS_OF_STEPS = """
+import resource, sys
+sys.argv = ["-m"]  # as Python has it while it imports the packages above a module
+import gptjax
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: (jnp.sin(x) @ jnp.cos(x)).sum())
+x = jnp.ones((1536, 1536))
+def count_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(sorted(count_faults() for _ in range(16))[8])
+"""
 requires_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+def run_python(script: str, **variables: str) -> list[str]:
+    """The words that a process prints which runs the script."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GPTJAX_KEEP"))}
+    words = [sys.executable, "-c", script]
+    return subprocess.run(words, env=inherited | variables, capture_output=True, text=True, check=True).stdout.split()
 
 
 def keep_and_measure(**variables: str) -> tuple[bool, int, int]:
     """(freed memory is kept, page faults of a process that uses 64 MiB four times, bytes it can return then)."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GPTJAX_KEEP"))}
-    words = [sys.executable, "-c", KEEP_AND_MEASURE]
-    printed = subprocess.run(words, env=inherited | variables, capture_output=True, text=True, check=True).stdout
-    kept, faults, returned = printed.split()
+    kept, faults, returned = run_python(KEEP_AND_MEASURE, **variables)
     return kept == "True", int(faults), int(returned)
 
 
@@ -40,3 +60,23 @@ def test_freed_memory_is_kept_until_it_is_released_unless_the_user_decides() -> 
     assert many - few > 2 * 64 * 2**20 / os.sysconf("SC_PAGE_SIZE")
     assert returned > 60 * 2**20
     assert keep_and_measure(MALLOC_ARENA_MAX="2")[0] is False
+
+
+@requires_glibc
+def test_a_command_computes_in_the_memory_that_the_last_step_freed() -> None:
+    """It does only if malloc is told before there are threads with arenas of their own."""
+    (faults,) = run_python(COUNT_FAULTS_OF_STEPS)
+    pages_of_a_buffer = 1536 * 1536 * 4 // os.sysconf("SC_PAGE_SIZE")
+    assert int(faults) < pages_of_a_buffer / 8
+
+
+@pytest.mark.parametrize(("platform", "taken_back"), [("cpu", []), ("gpu", [True])])
+def test_other_devices_than_cpus_return_freed_memory(
+    monkeypatch: pytest.MonkeyPatch, platform: str, taken_back: list[bool]
+) -> None:
+    calls = []
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(devices, "return_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    devices.start_backend()
+    assert calls == taken_back

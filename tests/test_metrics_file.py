@@ -31,6 +31,9 @@ def test_truncate_after_keeps_bytes_of_earlier_steps(path: Path):
     assert truncate_after(path, 2) == [{"step": 1, "loss": 2.5}, {"step": 2}]
     assert path.read_text() == '{"step": 1,  "loss": 2.50}\n{"step":2}\n'
     assert truncate_after(path.with_name("none.jsonl"), 0) == []
+    before = path.read_bytes()
+    assert truncate_after(path, 0) == []
+    assert path.with_name("metrics.jsonl.before").read_bytes() == before
 
 
 def test_truncate_after_names_what_is_missing_and_keeps_what_is_broken(path: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines import prepare as prepare_module
 from data_pipelines.encode.bpe_trainer import train_bpe
@@ -199,10 +200,11 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     options = Prepare(source="a.txt", output=tmp_path / "my data", tokenizer="bytes")
     splits = {"train": Counts(documents=1, tokens=500, bytes=500), "val": Counts(documents=1, tokens=257, bytes=257)}
     assert suggest_next(options, splits).endswith(f"--config=own_text_cpu --data.path='{tmp_path}/my data'")
+    assert suggest_next(options, {"train": splits["train"]}).endswith(f"own_text_cpu --data.path='{tmp_path}/my data'")
     few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)
-    assert suggest_next(chats, many).endswith("--config=modern_253m_sft --init-from=RUN needs a validation split.")
+    assert "--config=modern_253m_sft --init-from=RUN --no-require-validation --data" in suggest_next(chats, many)
     assert "--config=modern_253m_sft --init-from=RUN --data" in suggest_next(chats, many | {"val": many["train"]})
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
@@ -433,13 +435,9 @@ def test_killed_command_leaves_nothing_that_looks_complete(tmp_path):
     assert not (tmp_path / ".out.partial").exists()
 
 
-def test_command_reports_a_missing_source(tmp_path):
-    command = [sys.executable, "-m", "data_pipelines.prepare", "--source=absent", "--tokenizer=bytes"]
-    result = subprocess.run(
-        [*command, f"--output={tmp_path}/out"], capture_output=True, text=True, check=False, env=ENVIRONMENT
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: source 'absent': no such file")
+def test_command_reports_a_missing_source(tmp_path, capsys):
+    assert run_pipeline("prepare", "--source=absent", "--tokenizer=bytes", f"--output={tmp_path}/out") == 2
+    assert capsys.readouterr().err.startswith("error: source 'absent': no such file")
 
 
 def test_script_without_main_guard_prepares_once(tmp_path):

@@ -4,8 +4,6 @@ import gzip
 import itertools
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines import scored_shards
 from data_pipelines.conversations import block_encoder
@@ -140,6 +139,8 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     learned, given = (PrepareChat(source="q", tokenizer=name, output=tmp_path) for name in ("bpe:280", "gpt2"))
     assert learned.choose_flags(9) == "--config=own_chats_cpu", "no run knows these ids"
     assert given.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
+    of_gpt2 = PrepareChat(source="q", tokenizer=f"gpt2:{tmp_path}", output=tmp_path)
+    assert of_gpt2.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
     (tmp_path / "my run/checkpoints").mkdir(parents=True)
     of_a_run = PrepareChat(source="q", tokenizer=f"{tmp_path}/my run", output=tmp_path)
     assert of_a_run.choose_flags(9) == f"--config=own_chats_cpu --init-from='{tmp_path}/my run'"
@@ -205,11 +206,17 @@ def test_validation_by_hash_or_from_another_source(tmp_path, run):
     assert sides[1] == {tuple(tokens) for tokens, _ in documents(tmp_path / "turned", "val")}
     manifest = run(train, "two", validation_source=other)
     assert [manifest.splits[split].documents for split in ("train", "val")] == [300, 5]
-    with pytest.raises(UserError, match="leaves no usable conversations for val"):
-        run(other, "few", split="hash:0.000001")
+    manifest = run(other, "few", split="hash:0.000001")
+    assert [manifest.splits[split].documents for split in ("train", "val")] == [4, 1]
+    *others, note = manifest.notes
+    found = re.fullmatch(r"5 conversations, too few for hash:0.000001: split by (hash:0.\d+) instead", note)
+    again = run(other, "again", split=found[1])
+    assert (again.files, again.notes) == (manifest.files, others)
+    with pytest.raises(UserError, match=r"leaves no usable conv.* for val .*Use --split=none or a --validation-source"):
+        run(write(tmp_path / "one.jsonl", map(line, many(1) * 3)), "one", split="hash:0.000001")
     empty = write(tmp_path / "empty.jsonl", ['{"messages": 3}'])
     with pytest.raises(UserError, match=r"empty\.jsonl: holds no usable conversations.*empty\.jsonl:1: "):
-        run(train, "few", validation_source=empty)
+        run(train, "empty", validation_source=empty)
     assert not (tmp_path / "few").exists()
 
 
@@ -328,16 +335,15 @@ def test_wrong_options_are_refused(tmp_path, run, options, message):
         run(options.pop("source", source), **options)
 
 
-def test_command_skips_or_stops(tmp_path, plain):
+def test_command_skips_or_stops(tmp_path, plain, capsys):
     source = write(tmp_path / "chat.jsonl", [line(GREETING), line(SUMS[1:])])
     words = [f"--source={source}", f"--tokenizer={plain}", f"--output={tmp_path / 'out'}", "--split=none"]
-    command = [sys.executable, "-m", "data_pipelines.prepare_chat", *words]
-    done = subprocess.run([*command, "--strict"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {source}:2: message 1 is of the assistant, wanted user")
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "1 document " in done.stdout
-    assert f"{source}:2: message 1 is of the assistant" in done.stdout
+    assert run_pipeline("prepare_chat", *words, "--strict") == 2
+    assert capsys.readouterr().err.startswith(f"error: {source}:2: message 1 is of the assistant, wanted user")
+    assert run_pipeline("prepare_chat", *words) == 0
+    printed = capsys.readouterr().out
+    assert "1 document " in printed
+    assert f"{source}:2: message 1 is of the assistant" in printed
     assert set(CHAT_TOKENS) < set(load_tokenizer(tmp_path / "out").specials)
 
 
@@ -383,6 +389,10 @@ def test_parquet_without_known_columns_is_refused(tmp_path, run):
         run(str(tmp_path / "x.parquet"))
     manifest = run(str(tmp_path / "x.parquet"), rename_fields="Frage:prompt,Antwort:completion")
     assert manifest.splits["train"].documents == 1
+    nested = pyarrow.table({"body": [{"messages": json.loads(line(SUMS))["messages"]}]})
+    parquet.write_table(nested, tmp_path / "nested.parquet")
+    manifest = run(str(tmp_path / "nested.parquet"), "nested", rename_fields="body.messages:messages")
+    assert manifest.splits["train"].documents == 1
 
 
 @pytest.mark.parametrize(
@@ -417,6 +427,12 @@ def test_a_file_that_lacks_a_step_is_told_the_command(tmp_path, run, name, conte
 def test_plain_text_is_refused(tmp_path, run):
     (tmp_path / "x.txt").write_text("\nUser: a\nAssistant: b\n")
     with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):
+        run(str(tmp_path / "x.txt"))
+    (tmp_path / "x.txt").write_text("[1.2.2024, 10:00:11] Ann: Hi\n" * 99)
+    with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):
+        run(str(tmp_path / "x.txt"))
+    (tmp_path / "x.txt").write_text("[\n" + ",\n".join(map(line, many(3))) + "\n]")
+    with pytest.raises(UserError, match=r"is an array over several lines"):
         run(str(tmp_path / "x.txt"))
 
 
@@ -505,5 +521,8 @@ def test_small_sources_have_a_larger_validation_split(tmp_path, run):
     source = write(tmp_path / "chat.jsonl", map(line, many(200)))
     counts = run(source, split=None).splits
     assert 1 < counts["val"].documents < 30
-    with pytest.raises(UserError, match=r"leaves no usable conversations for val.*Use --split=hash:0.3"):
-        run(write(tmp_path / "few.jsonl", map(line, many(2))), "few", split=None)
+    talks = [[("user", f"hello {name}"), ("assistant", "hello to the other")] for name in ("Ann", "Bob")]
+    few = write(tmp_path / "few.jsonl", map(line, talks))
+    for name, options in (("few", {}), ("learned", {"tokenizer": "bpe:262"})):
+        counts = run(few, name, split=None, **options).splits
+        assert (counts["train"].documents, counts["val"].documents) == (1, 1)

@@ -1,11 +1,10 @@
 """Preferences: two documents a pair, scored on the completion only, and read back as they were given."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines.conversations.examples import EMPTY_IN_PAIR, NO_CHAT, REASONING, EncodePair
 from data_pipelines.conversations.preference_formats import Pair, parse_pair
@@ -118,6 +117,8 @@ def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
         assert numbers == sorted(numbers)
         assert all(b == a.replace("yes", "no") for a, b in texts)
     assert not prompts["train"] & prompts["val"]
+    few = run(write(tmp_path / "few.jsonl", records[:3] * 2), "few", split="hash:0.000001").splits
+    assert (few["train"].documents, few["val"].documents) == (8, 4), "one prompt of three"
     assert sum(manifest.splits[split].documents for split in ("train", "val")) == 600
     for index in (-1, len(open_preferences(tmp_path / "out", "val"))):
         with pytest.raises(IndexError):
@@ -206,6 +207,26 @@ def test_texts_and_turns_of_one_file_are_both_kept_in_any_order(tmp_path, run, t
         run(write(tmp_path / "c.jsonl", [TEXT, CHAT]), "c", tokenizer="bytes")
 
 
+def test_plain_text_becomes_turns_where_asked(tmp_path, run, capsys):
+    """Also by a tokenizer that has no tokens of a chat yet. The system's text is a message, too."""
+    train_bpe(["the sky is blue\n"] * 9, vocab_size=262).save(tmp_path / "plain")
+    text = {"system": "Be brief.", "prompt": "2+2?", "chosen": " 4.", "rejected": "5."}
+    turned = {"prompt": messages(("system", "Be brief."), ("user", "2+2?")), "chosen": messages(("assistant", "4."))}
+    turned["rejected"] = messages(("assistant", "5."))
+    sources = [write(tmp_path / f"{name}.jsonl", [one]) for name, one in (("text", text), ("turned", turned))]
+    for tokenizer in ({}, {"tokenizer": str(tmp_path / "plain")}):
+        for source, name, asked in zip(sources, "ab", ({"as_turns": True}, {}), strict=True):
+            run(source, name, **tokenizer, **asked, overwrite=True)
+        pairs = [open_preferences(tmp_path / name, "train")[0] for name in "ab"]
+        for ours, wanted in zip(*pairs, strict=True):
+            np.testing.assert_array_equal(ours, wanted)
+    capsys.readouterr()
+    run(sources[0], "c")
+    assert "not turns, though the tokenizer is for chats: --as-turns makes turns of them" in capsys.readouterr().out
+    with pytest.raises(UserError, match='has no "prompt", which would be the turn of the user'):
+        run(write(tmp_path / "d.jsonl", [{"chosen": "a b c", "rejected": "a b d"}]), "d", as_turns=True, strict=True)
+
+
 def test_without_tokens_of_a_chat_texts_stay_texts_and_messages_are_named(tmp_path):
     encode = EncodePair(load_tokenizer("bytes"), {})
     asked = {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": " 4", "rejected": " 5"}
@@ -216,13 +237,13 @@ def test_without_tokens_of_a_chat_texts_stay_texts_and_messages_are_named(tmp_pa
     assert caught.value.note == NO_CHAT
 
 
-def test_command_skips_invalid_pairs(tmp_path, chat):
+def test_command_skips_invalid_pairs(tmp_path, chat, capsys):
     source = write(tmp_path / "x.jsonl", [TEXT, CHAT, {}])
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
-    command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "4 documents" in done.stdout
-    assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in done.stdout
+    assert run_pipeline("prepare_preferences", *words) == 0
+    printed = capsys.readouterr().out
+    assert "4 documents" in printed
+    assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in printed
 
 
 def dialogue(*turns):

@@ -80,9 +80,10 @@ def test_pairs_are_shown_as_training_cuts_them(chat: Path, capsys: pytest.Captur
     assert "⟧" not in out.split("\n", 1)[1]
 
 
-def test_rows_that_do_not_exist_are_named(chat: Path) -> None:
+def test_rows_that_do_not_exist_are_named(chat: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="there is no row 99"):
         preview(Preview(data=chat, first=99))
+    assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="--rows=0"):
         Preview(data=chat, rows=0)
 

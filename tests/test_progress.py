@@ -23,14 +23,15 @@ def test_progress_line_on_a_terminal_shows_text_without_markup(monkeypatch):
     assert "12 documents [/b]" in sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_progress_line_in_a_file_prints_every_30_seconds(monkeypatch):
+def test_progress_line_in_a_file_prints_soon_and_then_more_seldom(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    times = iter([0, 20, 31, 31, 50, 70, 70])
+    times = iter([0, 4, 5, 14, 15, 34, 36, 65, 67])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
     with progress_line("reading") as show:
-        for number in range(4):
+        for number in range(8):
             show(f"{number} documents")
-    assert sys.stderr.getvalue() == "1 documents\n3 documents\n"  # pyright: ignore[reportAttributeAccessIssue]
+    lines = sys.stderr.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    assert lines == ["1 documents (5 s)", "3 documents (15 s)", "5 documents (36 s)", "7 documents (67 s)"]
 
 
 def test_long_reads_say_how_far_they_are(capsys: pytest.CaptureFixture[str]):

@@ -1,13 +1,12 @@
 """Recipes name sources, tokenizers and splits that exist."""
 
 import io
-import subprocess
-import sys
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import Hub, serving
+from pipelines import run_pipeline
 from texts import documents_in
 
 from data_pipelines.encode.splits import parse_split
@@ -76,9 +75,9 @@ def test_recipe_reads_the_right_files(name, tmp_path, monkeypatch):
             assert bytes(only).split(b"/")[1].startswith(b"validation")
 
 
-def test_command_without_arguments_lists_recipes():
-    command = [sys.executable, "-m", "data_pipelines.recipes"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_command_without_arguments_lists_recipes(capsys):
+    assert run_pipeline("recipes") == 0
+    printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
     assert "9.04 G" in printed
     assert "4.4 M, random:4007/8013769/2357" in printed

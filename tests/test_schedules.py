@@ -14,12 +14,15 @@ from gptjax.core.errors import UserError
 from gptjax.optim import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 from gptjax.optim.schedules import DecayShape, Step
 
+LONGEST = 80
+"""Every schedule is computed for so many steps: each operation is compiled once."""
+
 
 def evaluate(schedule: Schedule, steps: int, *, until: int | None = None) -> np.ndarray:
     """The schedule at every step up to `until`, computed as in training: from a traced int32."""
-    values = jax.vmap(lambda step: schedule(step, steps=steps))(jnp.arange(until or steps, dtype=jnp.int32))
+    values = jax.vmap(lambda step: schedule(step, steps=steps))(jnp.arange(LONGEST, dtype=jnp.int32))
     assert values.dtype == jnp.float32
-    return np.asarray(values)
+    return np.asarray(values)[: until or steps]
 
 
 def nanogpt_cosine(step: int, *, warmup_steps: int, end: int, min_ratio: float) -> float:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from models import make_model
 
 from gptjax.evaluation import batch_shapes, scoring
 from gptjax.evaluation.batch_shapes import plan_shapes, round_up_length
@@ -57,7 +58,7 @@ def test_neighbours_share_the_largest_of_each_size(monkeypatch: pytest.MonkeyPat
 
 
 def test_lengths_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = GPT(TINY, key=jax.random.key(0))
+    model = make_model(TINY)
     draw = np.random.default_rng(0)
     windows = [EvalWindow(draw.integers(0, 50, n).astype(np.int32), min(3, n - 1)) for n in (40, 7, 2, 25, 90)]
     shared = score_windows(model, windows, options=scoring.ScoringOptions(batch_size=1))

@@ -52,9 +52,12 @@ def test_signal_is_kept_until_the_step_ends(number: signal.Signals, capfd: pytes
     assert [signal.getsignal(one) for one in STOP_SIGNALS] == previous
 
 
-def test_signal_before_training_ends_the_run_where_it_is():
-    with GracefulShutdown(), pytest.raises(StopRequested) as stopped:
-        signal.raise_signal(signal.SIGTERM)
+def test_signal_before_training_ends_the_run_where_it_is(capfd: pytest.CaptureFixture[str]):
+    with GracefulShutdown() as shutdown:
+        with pytest.raises(StopRequested) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        shutdown.wait_for_announcement()
+        assert capfd.readouterr().out.startswith("SIGTERM: stopping before training"), "said before what follows"
     assert stopped.value.number == signal.SIGTERM
 
 
@@ -96,8 +99,9 @@ def test_stop_signal_that_cannot_be_is_refused_by_its_variable(
 
 CHILD = """
 import hashlib, sys
-from gptjax.supervision.signals import GracefulShutdown
-with GracefulShutdown() as shutdown:
+from gptjax.supervision import signals
+signals.REPEAT_SECONDS = 0.1
+with signals.GracefulShutdown() as shutdown:
     if sys.argv[1] == "training":
         shutdown.begin_training()
     print("ready", flush=True)
@@ -131,7 +135,7 @@ def test_process_that_runs_no_python_ends_within_seconds(phase: str, names: str,
         for name in names.split():
             assert child.poll() is None
             child.send_signal(signal.Signals[f"SIG{name}"])
-            time.sleep(stop_signals.REPEAT_SECONDS + 0.1)
+            time.sleep(0.3)
         for words in said:
             assert words in child.stdout.readline()
         assert child.wait(timeout=60) == status

@@ -61,6 +61,24 @@ def test_hash_of_few_documents_splits_the_tail(count):
     assert split_documents("hash:0.999999", Texts(" ")) == []
 
 
+@pytest.mark.parametrize(
+    ("spec", "count", "wanted"), [("hash:1e-9", 30, 3), ("hash:0.99999", 3, 2), ("hash:1e-9", 2, 1)]
+)
+def test_a_hash_that_leaves_a_side_empty_gets_another_fraction(spec, count, wanted):
+    """Equal examples stay on one side, and the fraction says again what was done."""
+    rule = HashFraction(float(spec.removeprefix("hash:")))
+    points = [rule.point(str(number).encode()) for number in range(count)]
+    widened = rule.widen(points * 2)
+    assert widened is not None
+    assert (np.array(points) < widened.fraction).sum() == wanted
+    assert parse_split(f"hash:{widened.fraction}") == widened
+    assert len(str(widened.fraction)) < 8
+    assert rule.widen([0.5] * 9) is None
+    unread = iter([0.1, 0.9, 0.2])
+    assert HashFraction(0.5).widen(unread) is None
+    assert next(unread) == 0.2
+
+
 def test_hash_reads_few_documents_to_decide():
     texts, read = [f"text {i} " * 3 for i in range(2000)], []
 

@@ -10,10 +10,12 @@ import pytest
 from tiny import ALPHABET, MODEL, SINGLE, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
-from gptjax.config import TrainConfig
+from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
+from gptjax.data.splits import MissingSplit
+from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
 from gptjax.evaluators.samples import Samples
 from gptjax.evaluators.validation import ValidationLoss
@@ -198,6 +200,23 @@ class NotFrozen:
     """An evaluator that is no dataclass."""
 
     should_run, open = Essay.should_run, Essay.open
+
+
+def test_data_without_a_validation_split_are_refused_or_trained_on_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = write_shards(tmp_path / "data", {"train": [np.arange(500) % 48]})
+    config = tiny_config(data, evaluators=(BigramBaseline(), ValidationLoss(), Essay()), require_validation=True)
+    with pytest.raises(MissingSplit, match=r"no files of the split 'val'.* train with --no-require-validation"):
+        open_evaluators(config, None, SINGLE)
+    without = replace(config, require_validation=False)
+    assert [type(one) for one, _ in open_evaluators(without, None, SINGLE).opened] == [Essay]
+    assert "note: ValidationLoss is skipped: the data has no validation split" in capsys.readouterr().out
+    with pytest.raises(UserError, match="patience 5 would never end"):
+        open_evaluators(replace(without, patience=5), None, SINGLE)
+    for name in ("own_text_cpu", "own_chats_cpu", "own_pairs_cpu"):
+        assert not load_config(name).require_validation
+        assert any(isinstance(one, ValidationLoss) for one in load_config(name).evaluators)
 
 
 def test_patience_without_an_evaluation_is_refused(shards: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import start_entry_point, tiny_config, write_config, write_shards, write_text_shards
+from tiny import tiny_config, write_config, write_shards, write_text_shards
 
 import gptjax.train
 from gptjax.data.config import TokenShards
@@ -129,12 +129,11 @@ def test_unknown_flag_is_answered_with_a_similar_one(config_file: Path, capsys: 
     assert "--optimizer.learning-rate" in printed.err + printed.out
 
 
-def test_missing_config_exits_without_a_traceback() -> None:
-    process = start_entry_point("train", "--config=nowhere.py")
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 2
-    assert "There is no config file nowhere.py" in output
-    assert output.count("\n") <= 4
+def test_missing_config_exits_without_a_traceback(capsys: pytest.CaptureFixture) -> None:
+    assert run_main("--config=nowhere.py") == 2
+    error = capsys.readouterr().err
+    assert "There is no config file nowhere.py" in error
+    assert error.count("\n") <= 4
 
 
 PRINT_DEVICES = """

@@ -2,10 +2,9 @@
 
 import json
 import random
-import subprocess
-import sys
 
 import pytest
+from pipelines import run_pipeline
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.extend_tokenizer import ExtendTokenizer, extend_tokenizer
@@ -97,18 +96,16 @@ def test_tokenizer_that_other_files_need_is_not_replaced(tmp_path, name, content
         assert load_tokenizer(tmp_path).vocab_size == 302
 
 
-def test_commands_print_special_tokens_and_notes(tmp_path):
+def test_commands_print_special_tokens_and_notes(tmp_path, capsys):
     source = write_jsonl(tmp_path / "x.jsonl", ["<|im_start|>", *make_texts()])
     with open(source, "a") as file:
         file.write("not JSON\n")
     words = [f"--source={source}", "--vocab-size=300", "--special-tokens=chat", f"--output={tmp_path / 'out'}"]
-    command = [sys.executable, "-m", "data_pipelines.train_tokenizer", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{tmp_path}/out/tokenizer.json: 300 tokens" in done.stdout
-    assert "<|im_start|> 298" in done.stdout
-    assert "note: 1 invalid record skipped" in done.stdout
-    assert "note: 1 time <|im_start|> stands in text" in done.stdout
-    command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the bytes tokenizer cannot take special tokens")
+    assert run_pipeline("train_tokenizer", *words) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/out/tokenizer.json: 300 tokens" in printed
+    assert "<|im_start|> 298" in printed
+    assert "note: 1 invalid record skipped" in printed
+    assert "note: 1 time <|im_start|> stands in text" in printed
+    assert run_pipeline("extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}") == 2
+    assert capsys.readouterr().err.startswith("error: the bytes tokenizer cannot take special tokens")

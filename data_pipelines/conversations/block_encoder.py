@@ -1,7 +1,8 @@
 """Parses and encodes blocks of records, in any process."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ class ExampleKind:
 
     `encode` gets the record and its place; it raises `UserError` for an invalid one and `UselessRecord`. It can be
     pickled. `fields` are the columns of Parquet that it reads. `notes` are told once, when the shards are written.
+    `identity` is JSON of further options that decide the output.
     """
 
     name: str
@@ -31,6 +33,7 @@ class ExampleKind:
     encode: Callable[[Any, str], Example]
     fields: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(NamedTuple):
@@ -84,6 +87,13 @@ class BlockEncoder:
             documents.setdefault(task.rule.choose_split(key.encode()), []).extend(encoded)
             count += 1
         return EncodedBlock({side: self._join(each) for side, each in documents.items()}, count, context.notes)
+
+    def iter_keys(self, block: RecordBlock) -> Iterator[str]:
+        """The keys of the usable examples of a block; what is wrong with others is told when it is encoded."""
+        for where, record in block.read():
+            if not isinstance(record, UserError):
+                with contextlib.suppress(UserError):
+                    yield self._fit(self.kind.encode(record, where)).key
 
     def _fit(self, example: Example) -> Example:
         """Cut off behind `max_tokens`; raises `UselessRecord` where no answer or no difference is left."""

@@ -15,8 +15,10 @@ from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
+    is_message,
     rename_fields,
     suggest_command,
+    suggest_path,
     suggest_prepare,
 )
 from gptjax.core.errors import quote
@@ -147,7 +149,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
                 if key != "text":  # a text repeats what other fields hold
                     _check_alone(record, key, where=where)
                 return turns
-        other = suggest_grouping(record, where=where)
+        other = suggest_grouping(record, where=where) or suggest_path(record)
         other = other or suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         other = other or suggest_names(record, ("prompt", "completion"), where=where)
         other = "" if public_sets.name_format(record) else other
@@ -175,7 +177,8 @@ def _read_list(record: dict[str, Any], key: str, *, where: str) -> list[Any]:
     if (turns := public_sets.split_text(value, where=where)) is not None:
         _check_alone(record, key, where=where)
         return turns
-    raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {quote(repr(value), limit=80)}.', NO_LIST)
+    problem = f'{where}: "{key}": wanted a list of messages, got {quote(repr(value), limit=80)}.'
+    raise InvalidRecord(f"{problem}{suggest_path(record)}", NO_LIST)
 
 
 def _check_alone(record: dict[str, Any], key: str, *, where: str) -> None:
@@ -304,6 +307,7 @@ def add_history(history: list[Any], turns: list[Any]) -> list[Any]:
 def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) -> list[Any]:
     """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
     question, turns = record[key], None
+    question, answer = ([part] if is_message(part) else part for part in (question, answer))
     if isinstance(question, list):  # TRL's
         turns = question
     elif isinstance(question, str):

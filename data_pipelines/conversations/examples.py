@@ -27,10 +27,7 @@ TURNS_FOR_TEXT = (
     "it has messages, and the pairs at the beginning are plain text, so the tokenizer got no tokens of a chat. Give it "
     "them: python -m data_pipelines.extend_tokenizer --help."
 )
-TEXT_FOR_CHATS = (
-    "pairs are plain text and not turns, though the tokenizer is for chats: turns are lists of messages with role "
-    "and content"
-)
+TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats: --as-turns makes turns of them"
 
 
 class Example(NamedTuple):
@@ -71,6 +68,8 @@ class EncodePair:
 
     tokenizer: Tokenizer
     renamed: Mapping[str, str]
+    as_turns: bool = False
+    """Whether plain texts become turns."""
 
     @functools.cached_property
     def chat(self) -> ChatEncoder:
@@ -84,7 +83,9 @@ class EncodePair:
 
     def __call__(self, record: Any, where: str) -> Example:
         is_for_text = self.tokenizer.chat_template is None
-        pair, left_out = read_pair(record, where=where, renamed=self.renamed, keeps_text=is_for_text)
+        pair, left_out = read_pair(
+            record, where=where, renamed=self.renamed, keeps_text=is_for_text, as_turns=self.as_turns
+        )
         prompt, *completions = pair
         if is_for_text and isinstance(prompt, list):
             raise InvalidRecord(f"{where}: {TURNS_FOR_TEXT}", NO_CHAT)

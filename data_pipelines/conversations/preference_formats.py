@@ -70,9 +70,12 @@ def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> P
 
 
 def read_pair(
-    record: Any, *, where: str, renamed: Mapping[str, str] = {}, keeps_text: bool = False
+    record: Any, *, where: str, renamed: Mapping[str, str] = {}, keeps_text: bool = False, as_turns: bool = False
 ) -> tuple[Pair, tuple[str, ...]]:
-    """`parse_pair`, with notes on what was left out. `keeps_text`: marks of who speaks stay a part of the texts."""
+    """`parse_pair`, with notes on what was left out. `keeps_text`: marks of who speaks stay a part of the texts.
+
+    `as_turns`: a prompt and answers of plain text are turns of the user and of the assistant.
+    """
     record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
@@ -81,10 +84,12 @@ def read_pair(
         raise UselessRecord(EQUAL)
     is_alone = _is_prompt(record.get("history")) and given.prompt in (None, record["history"])
     history = [] if is_alone else read_history(record, where=where)
-    is_text = keeps_text and not history and not any(isinstance(part, list) for part in given)
-    turns = given if is_text else _make_turns(given, history, where=where)
+    is_text = keeps_text and not as_turns and not history and not any(isinstance(part, list) for part in given)
+    turns = given if is_text else _make_turns(given, history, as_turns=as_turns, where=where)
     if (pair := _split_sides(turns, where=where)) is None:
         raise _explain_sides(record, *given, where=where)
+    if as_turns and isinstance(pair.prompt, str):
+        raise InvalidRecord(f'{where}: has no "prompt", which would be the turn of the user.', NO_PROMPT)
     pair = _add_before(pair, history, find_system(record, where=where), where=where)
     used = given.prompt if isinstance(given.prompt, str) and turns.prompt is not given.prompt else ""
     found = {OTHER_SYSTEM: _has_other_system(record, pair), OTHER_CONTENT: _has_other_content(record, pair, used)}
@@ -129,7 +134,7 @@ def _are_dialogues(prompt: Any, sides: Sequence[Any]) -> bool:
     )
 
 
-def _make_turns(given: Pair, history: list[Any], *, where: str) -> Pair:
+def _make_turns(given: Pair, history: list[Any], *, as_turns: bool, where: str) -> Pair:
     """Lists of messages where a part is such a list, holds earlier turns or follows a history; texts for others."""
     prompt, *sides = given
     if _are_dialogues(prompt, sides):
@@ -137,7 +142,7 @@ def _make_turns(given: Pair, history: list[Any], *, where: str) -> Pair:
     if any(isinstance(side, list) and find_role((side or [None])[0]) != "assistant" for side in sides):
         return Pair(prompt, *sides)  # the sides hold it
     turns = split_question(prompt, where=where) if isinstance(prompt, str) else prompt or history or None
-    if turns is None and prompt is not None and (history or all(isinstance(side, list) for side in sides)):
+    if turns is None and prompt is not None and (as_turns or history or all(isinstance(side, list) for side in sides)):
         turns = [{"role": "user", "content": prompt}]
     if not isinstance(turns, list):
         return Pair(prompt, *sides)

@@ -1,7 +1,7 @@
 """Trains a byte-level BPE on a stream of text. Only the distinct words and their counts are kept."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,10 +38,12 @@ def train_bpe(
     pattern: PatternName = "gpt2",
     special_tokens: Sequence[str] = (),
     smaller: str = "--vocab-size={}",
+    on_wait: Callable[[], object] = lambda: None,
 ) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab_size` ids, the last of them `<|endoftext|>` and then `special_tokens`.
 
     Raises `UserError` where the text has too few words for so many ids. It names the flag `smaller`, with the most.
+    `on_wait` is called all along.
     """
     specials = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
     ordinary, smallest = vocab_size - len(specials), 256 + 1 + len(specials)
@@ -62,7 +64,7 @@ def train_bpe(
             size += len(text)
             yield text
 
-    call_interruptibly(lambda: model.train_from_iterator(count_characters(), trainer))
+    call_interruptibly(lambda: model.train_from_iterator(count_characters(), trainer), on_wait=on_wait)
     if (found := model.get_vocab_size()) != ordinary:
         most = found + len(specials)
         less = f", or {smaller.format(most)}" if size >= LITTLE_TEXT else ""
@@ -83,18 +85,25 @@ def train_bpe_on_documents(
     smaller: str = "--vocab-size={}",
 ) -> Tokenizer:
     """As `train_bpe`, on the first `max_bytes` of the documents; shows progress on stderr."""
-    with progress_line("reading") as show:
+    status = "reading"
 
-        def iter_texts() -> Iterator[str]:
-            size = 0
-            for text in take_bytes(documents, max_bytes):
-                yield text
-                size += len(text.encode())
-                show(f"counting words: {size / 1e6:,.1f} MB")
-            show(f"computing merges from {size / 1e6:,.1f} MB")
+    def iter_texts() -> Iterator[str]:
+        nonlocal status
+        size = 0
+        for text in take_bytes(documents, max_bytes):
+            yield text
+            size += len(text.encode())
+            status = f"counting words: {size / 1e6:,.1f} MB"
+        status = f"computing merges from {size / 1e6:,.1f} MB"
 
+    with progress_line(status) as show:
         return train_bpe(
-            iter_texts(), vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens, smaller=smaller
+            iter_texts(),
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            smaller=smaller,
+            on_wait=lambda: show(status),
         )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +62,25 @@ class HashFraction(SplitRule):
 
     def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
         return points < self.fraction
+
+    def widen(self, points: Iterable[float]) -> "HashFraction | None":
+        """The rule for a source whose `points` it would all put on one side: a part of them, at least a tenth.
+
+        Equal points stay together. None where both sides have some, of which no more are read, and for a single point.
+        """
+        found, sides = set[float](), set[bool]()
+        for point in points:
+            found.add(point)
+            sides.add(point < self.fraction)
+            if len(sides) > 1:
+                return None
+        ordered = sorted(found)
+        if len(ordered) < 2:
+            return None
+        count = min(max(1, round(max(self.fraction, MIN_TAIL) * len(ordered))), len(ordered) - 1)
+        last, behind = ordered[count - 1 : count + 1]
+        shorter = (float(f"{(last + behind) / 2:.{digits}g}") for digits in range(1, 17))
+        return HashFraction(next((number for number in shorter if last < number <= behind), behind))
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,17 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
 def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str]) -> Any:
     """A record with its fields under other names; what is no object, as it is.
 
-    `renamed` is from the name in the file to the one here. It takes the place of a field of that name; of several for
-    one name, the first that the record has. Others get the name in `known` that differs from theirs in capitals and
-    blanks only.
+    `renamed` is from the name in the file, or from the path of a field inside another, to the name here. It takes the
+    place of a field of that name; of several for one name, the first that the record has. Others get the name in
+    `known` that differs from theirs in capitals and blanks only.
     """
     if not isinstance(record, dict):
         return record
     fields = record
     if renamed:
-        given = {new: record[old] for old, new in reversed([*renamed.items()]) if old in record}
-        fields = {key: value for key, value in record.items() if key not in renamed} | given
+        given = {new: found[0] for old, new in reversed([*renamed.items()]) if (found := _look_up(record, old))}
+        used = {name if name in record else name.partition(".")[0] for name in renamed}
+        fields = {key: value for key, value in record.items() if key not in used} | given
     spelled: dict[str, str] = {}
     for key in fields:
         if key not in known and (plain := plain_name(key)) in known and plain not in fields:
@@ -56,6 +57,33 @@ def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[s
         return fields
     names = {key: plain for plain, key in spelled.items()}
     return {names.get(key, key): value for key, value in fields.items()}
+
+
+def _look_up(record: Mapping[str, Any], name: str) -> list[Any]:
+    """The field of that name, or under that path; [] if there is none."""
+    if name in record:
+        return [record[name]]
+    found = _descend(record, name.split(".")) if "." in name else None
+    return [] if found is None else [found]
+
+
+def list_columns(names: Collection[str]) -> tuple[str, ...]:
+    """Names, and the outer fields of those that are paths."""
+    return tuple(dict.fromkeys([*names, *(name.partition(".")[0] for name in names)]))
+
+
+def suggest_path(record: Any) -> str:
+    """What a message adds for messages that are under a name that is not known, or inside other fields."""
+    lists, answers = list[str](), list[str]()
+    for path, value in _list_values(record, ""):
+        if is_message(value) and str(value.get("role", value.get("from"))) in ("assistant", "gpt"):
+            answers.append(path)
+        elif isinstance(value, list) and value and is_message(value[0]):
+            lists.append(path)
+    if len(lists) != 1 or len(answers) > 1:
+        return ""
+    names = f"{lists[0]}:prompt,{answers[0]}:completion" if answers else f"{lists[0]}:messages"
+    return f" Say where its messages are: --rename-fields={shlex.quote(names)}"
 
 
 def plain_name(name: object) -> str:
@@ -144,6 +172,15 @@ def suggest_prepare(names: Collection[str]) -> str:
 def list_fields(names: list[str]) -> str:
     """Names of fields as a message shows them: not more than a reader would look at."""
     return ", ".join(names[:SHOWN_FIELDS]) + (f" and {len(names) - SHOWN_FIELDS} more" * (len(names) > SHOWN_FIELDS))
+
+
+def _list_values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(path, value) of the fields of a record, and of those inside objects."""
+    for key, inner in value.items() if isinstance(value, Mapping) else ():
+        name = f"{path}.{key}" if path else str(key)
+        yield name, inner
+        if name.count(".") < MAX_DEPTH and name.replace(".", "").isidentifier():
+            yield from _list_values(inner, name)
 
 
 def _list_paths(value: Any, path: str) -> Iterator[str]:

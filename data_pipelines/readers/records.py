@@ -17,7 +17,7 @@ from data_pipelines.readers.formats.arrow_values import iter_records
 from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, check_lines, explain_line
 from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
-from data_pipelines.readers.formats.text_files import open_file
+from data_pipelines.readers.formats.text_files import LOOKED_BYTES, open_file
 from data_pipelines.readers.paths import BESIDE, find_files, keep_data, tell_once
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
@@ -77,10 +77,7 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
 def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
     check_lines(path)
     with open_file(path) as file:
-        if (
-            not path.name.lower().endswith(SUFFIXES)
-            and file.peek(1)[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] not in b"{["
-        ):
+        if not path.name.lower().endswith(SUFFIXES) and not _begins_as_json(file.peek(LOOKED_BYTES)):
             wanted = f"wanted records: {KNOWN}, as --help shows"
             advice = _suggest_json(path) or "Text is for python -m data_pipelines.prepare."
             raise UserError(f"{path}: is plain text, {wanted}. {advice}")
@@ -88,6 +85,17 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
         while lines := file.readlines(block_bytes):
             yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, f"{path}:", number, lines))
             number += len(lines)
+
+
+def _begins_as_json(start: bytes) -> bool:
+    """Whether a file of any name may hold records: its first line is JSON, or begins an array or an object."""
+    first, ended, _ = start.lstrip(b"\xef\xbb\xbf \r\n\t").partition(b"\n")
+    if first[:1] not in (b"{", b"["):
+        return False
+    try:
+        return isinstance(json.loads(first), dict | list)
+    except (ValueError, RecursionError):
+        return not ended or first.rstrip() in (b"[", b"{", b"[{") or first.rstrip().endswith((b",", b"{", b"["))
 
 
 def _suggest_json(path: Path) -> str:

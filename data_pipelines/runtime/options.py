@@ -116,8 +116,8 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     """The command that trains on the shards, or what they lack for it."""
     tokens = sum(count.tokens for count in splits.values())
     flags = options.choose_flags(tokens)
-    if "val" not in splits and not (options.few_flags and tokens < FEW_TOKENS):
-        return f"next: prepare again with another --split, for {flags} needs a validation split."
+    if "val" not in splits and "=own_" not in flags:  # those of that name take what there is
+        flags += " --no-require-validation"
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:
         return (

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 from gptjax.process.progress import note_progress
 
-SECONDS_BETWEEN_LINES = 30
+FIRST_SECONDS, SECONDS_BETWEEN_LINES = 5, 30
+"""Until the first line, and between later ones at most: each interval is twice as long as the last."""
 
 
 @contextlib.contextmanager
 def progress_line(text: str) -> Iterator[Callable[[str], None]]:
     """Show `text` on stderr, until the function that it yields is called with another text.
 
-    Without a terminal a text is printed every 30 seconds at most.
+    Without a terminal a text is printed after 5 seconds, then more seldom, at last every 30 seconds.
     """
     with _show_spinner(text) if sys.stderr.isatty() else _print_seldom() as update:
 
@@ -38,13 +39,14 @@ def _show_spinner(text: str) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def _print_seldom() -> Iterator[Callable[[str], None]]:
-    printed = time.monotonic()
+    started = printed = time.monotonic()
+    interval = FIRST_SECONDS
 
     def update(text: str) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
-            printed = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+        nonlocal printed, interval
+        if (now := time.monotonic()) - printed >= interval:
+            printed, interval = now, min(2 * interval, SECONDS_BETWEEN_LINES)
+            print(f"{text} ({now - started:.0f} s)", file=sys.stderr, flush=True)
 
     yield update
 

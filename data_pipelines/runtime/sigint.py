@@ -34,10 +34,11 @@ def block_sigint() -> Iterator[None]:
                 handler(*received[0])
 
 
-def call_interruptibly(function: Callable[[], T]) -> T:
+def call_interruptibly(function: Callable[[], T], *, on_wait: Callable[[], object] = lambda: None) -> T:
     """Call a function that runs for minutes without a line of Python, so that Ctrl-C interrupts it.
 
-    It runs in a daemon thread, which after Ctrl-C continues until the process exits.
+    It runs in a daemon thread, which after Ctrl-C continues until the process exits. `on_wait` is called every tenth of
+    a second, in this thread.
     """
     future = Future[T]()
 
@@ -51,4 +52,5 @@ def call_interruptibly(function: Callable[[], T]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(SECONDS_BETWEEN_CHECKS)  # a lock without a timeout might not notice the signal
+        on_wait()
     return future.result()

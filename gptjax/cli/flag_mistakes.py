@@ -200,7 +200,10 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     if meant:
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
-        forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
+        values = value.split(",") if value and word.endswith("s") and flags[meant[0]].appends else [value]
+        forms = " or ".join(
+            " ".join(_write(flag, _negate(word, flag, one), flags[flag]) for one in values) for flag in meant
+        )
         rest = next((ALSO[flag] for flag in meant if flag in ALSO and ALSO[flag] in flags), None)
         also = "" if rest is None else f" It is that of the matrices; embeddings, head and vectors have --{rest}."
         return f"There is no flag --{shown}. Write {forms}.{also}"

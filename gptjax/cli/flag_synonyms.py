@@ -52,10 +52,11 @@ _SAME = {
     "overwrite": "force overwrite-output-dir",
     "system-prompt": "system system-message",
     "checkpoint": "model run ckpt ckpt-path checkpoint-path model-path path out-dir dir run-dir init-from load "
-    "resume-from name weights",
+    "resume-from name weights checkpoints",
     "tasks": "task",
+    "num-fewshot": "fewshot n-shot nshot shots num-shots shot",
     "prompt": "start text input inputs",
-    "max-new-tokens": "max-tokens num-tokens tokens length max-length n-tokens new-tokens max-new-token",
+    "max-new-tokens": "max-len max-tokens num-tokens tokens length max-length n-tokens new-tokens max-new-token",
     "temperature": "temp t",
     "top-k": "topk k",
     "top-p": "topp p nucleus",

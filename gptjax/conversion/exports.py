@@ -4,11 +4,11 @@ An export is compared with transformers, if that is installed, before its direct
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -25,9 +25,12 @@ from gptjax.data.source import DataSource
 from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
 from gptjax.huggingface.architectures.selection import ArchitectureName, choose_architecture
 from gptjax.huggingface.safetensors_dir import read_json
-from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
+from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, describe_source, find_trained_at, open_checkpoint
 from gptjax.runs.run_dir import CHECKPOINTS, RunDir
 from gptjax.sharding.devices import DType
+
+if TYPE_CHECKING:
+    from gptjax.huggingface import model_card
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ def export_model(options: ToHf) -> None:
     architecture = choose_architecture(run.model_config, options.architecture)
     evaluations = model_card.read_evaluations(options.evaluation, checkpoint=options.checkpoint)
     losses = architecture.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
-    doubts = model_card.list_doubts(evaluations, checkpoint=options.checkpoint, step=run.find_step(options.step))
+    step = run.find_step(options.step)
+    options = options if step is None else replace(options, step=str(step))  # `latest` moves while a run goes on
+    doubts = model_card.list_doubts(evaluations, checkpoint=options.checkpoint, step=step)
     if options.push_to is not None:
         hub_upload.check_upload(options.push_to)
     output = expand_path(options.output)
@@ -105,19 +110,15 @@ def export_model(options: ToHf) -> None:
         model, origin = load_with_origin(run, options)
         dtype: DType = options.dtype or (origin.dtype if origin else "float32")
         model_dir.write_model(
-            directory, model, architecture=architecture, dtype=dtype, origin=origin, tokenizer=run.tokenizer
+            directory,
+            model,
+            architecture=architecture,
+            dtype=dtype,
+            origin=origin,
+            tokenizer=run.tokenizer,
+            trained_at=find_trained_at(run, options.step),
         )
-        facts = model_card.CardFacts(
-            run.directory.name,
-            evaluations=evaluations,
-            losses_elsewhere=tuple(losses),
-            answers_chats=run.tokenizer is not None and run.tokenizer.chat_template is not None,
-        )
-        if isinstance(run, RunDir):
-            facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
-            with suppress(UserError):  # of a class of the user's own, whose file is not given
-                if has_data_of_checkpoint(run, run.find_step(options.step)):
-                    facts = replace(facts, data=tuple(describe_data(run.data)))
+        facts = _collect_facts(run, options.step, evaluations=evaluations, losses=losses)
         model_card.write_model_card(directory, model.config, architecture=architecture, dtype=dtype, facts=facts)
         result = "not verified: --no-verify"
         if options.verify:
@@ -133,6 +134,26 @@ def export_model(options: ToHf) -> None:
         print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
     if options.push_to is not None:
         print(hub_upload.upload_directory(output, options.push_to, private=options.private))
+
+
+def _collect_facts(
+    run: Checkpoint, step: str, *, evaluations: tuple[Mapping[str, Any], ...], losses: list[str]
+) -> "model_card.CardFacts":
+    """What the card says besides the architecture."""
+    from gptjax.huggingface import model_card  # imports flax
+
+    facts = model_card.CardFacts(
+        run.directory.name,
+        evaluations=evaluations,
+        losses_elsewhere=tuple(losses),
+        answers_chats=run.tokenizer is not None and run.tokenizer.chat_template is not None,
+    )
+    if isinstance(run, RunDir):
+        facts = facts.with_run(run.directory, run.content, step=run.find_step(step))
+        with suppress(UserError):  # of a class of the user's own, whose file is not given
+            if has_data_of_checkpoint(run, run.find_step(step)):
+                facts = replace(facts, data=tuple(describe_data(run.data)))
+    return facts
 
 
 def has_data_of_checkpoint(run: RunDir, step: int) -> bool:
@@ -173,7 +194,7 @@ def describe_data(data: DataSource) -> Iterator[tuple[str, str]]:
 def _describe_export(options: ToHf, run: Checkpoint, *, architecture: Architecture, dtype: DType) -> str:
     weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
     tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
-    source = f"{run.directory.name} at step {run.find_step(options.step)}"
+    source = describe_source(run, options.step)
     return f"{options.output}: {weights} of {source} as {architecture.hf_class} in {dtype}, {tokenizer}"
 
 
@@ -199,10 +220,10 @@ def export_gguf(options: ToGGUF) -> None:
     enable_compile_cache()
     run, output = open_checkpoint(options.checkpoint, imports=options.imports), expand_path(options.output)
     architecture = choose_gguf_architecture(run.model_config, run.tokenizer)
-    model, step = run.load_model(options.step, ema=options.ema), run.find_step(options.step)
+    model = run.load_model(options.step, ema=options.ema)
     name, tokenizer = run.directory.name, run.require_tokenizer()
     write_gguf(output, model, architecture=architecture, tokenizer=tokenizer, name=name, dtype=options.dtype)
-    what = f"{name} at step {step} as {architecture.model_type} in {options.dtype}, with its tokenizer"
+    what = f"{describe_source(run, options.step)} as {architecture.model_type} in {options.dtype}, with its tokenizer"
     print(f"{output}: {what}; its SHA-256 is in {output.name}{SUM_SUFFIX}")
     if (rounding := GGUF_ROUNDING.get(options.dtype)) is not None:
         print(f"note: in {options.dtype} llama.cpp's log-probabilities differ by about {rounding}; in float32 by 3e-3")

@@ -71,10 +71,10 @@ def shorten_path(path: Path) -> str:
 def cache_directory() -> Path:
     """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`.
 
-    Raises a UserError if there is neither.
+    Raises a UserError if there is neither, or if the variable is an address.
     """
     if directory := os.environ.get("GPTJAX_CACHE"):
-        return Path(directory)
+        return expand_path(directory)
     try:
         return Path.home() / ".cache" / "gptjax"
     except RuntimeError:  # HOME is unset, as in some containers, and the user has no entry in passwd

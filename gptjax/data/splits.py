@@ -13,8 +13,8 @@ from gptjax.data.shards import Format
 from gptjax.data.token_stream import TokenStream
 
 WITHOUT_VALIDATION = (
-    "Prepare again with --split=hash:0.005, or do without: gptjax.evaluate has --text and --split=train, and a config "
-    "with evaluators=() trains."
+    "Prepare again with --split=hash:0.005, or do without: train with --no-require-validation, and evaluate with "
+    "--text or --split=train."
 )
 
 

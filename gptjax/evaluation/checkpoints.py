@@ -19,7 +19,7 @@ from gptjax.evaluation.figures import compute_figures
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.protocols import EvalProtocol
 from gptjax.process.console import print_once
-from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.checkpoint_source import Checkpoint, name_step, open_checkpoint
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.difference import check_made_for
@@ -105,13 +105,14 @@ def check_tasks(evaluations: Sequence[Evaluation]) -> None:
 def evaluate_checkpoint(evaluation: Evaluation, options: Evaluate, run: Checkpoint, inputs: Inputs) -> None:
     """Add everything that was asked for, measured of one checkpoint."""
     mesh = options.mesh.resolve(jax.device_count())
-    step = run.find_step(options.step)
-    weights = "average" if options.ema and run.has_ema(step) else "last"
-    evaluation.about |= {"step": step, "weights": weights}
+    about = name_step(run, options.step)
+    which = about.get("step", options.step)  # `latest` moves while a run goes on
+    weights = "average" if options.ema and run.has_ema(which) else "last"
+    evaluation.about |= about | {"weights": weights}
     evaluation.tokenizer = None if run.tokenizer is None else run.tokenizer.fingerprint
     with mesh.activate():
         model = run.load_model(
-            step, mesh=mesh, context_length=options.context_length, ema=options.ema, dtype=options.dtype
+            which, mesh=mesh, context_length=options.context_length, ema=options.ema, dtype=options.dtype
         )
         if options.scores_text:
             add_text(evaluation, options, run, model, inputs)

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from gptjax.core.errors import UserError, count_of
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
 from gptjax.evaluation.comparison import Evaluation, compare, format_table
 from gptjax.evaluation.figures import Figure
@@ -17,7 +17,8 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
     for e in evaluations:
         average = ", average of the weights" if e.about.get("weights") == "average" else ""
         if "step" in e.about:
-            lines.append(f"{e.name}: step {e.about['step']}{average}")
+            run = f" of {quote(e.about['run'])}" if "run" in e.about else ""
+            lines.append(f"{e.name}: step {e.about['step']}{run}{average}")
         if "protocol" in e.about:
             counts = ", ".join(count_of(e.about[name], name) for name in ("tokens", "words", "bytes", "documents"))
             lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]

@@ -15,10 +15,12 @@ from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.row_readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import DataSource
+from gptjax.data.splits import WITHOUT_VALIDATION, MissingSplit
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluators.evaluator import EvalContext, Metrics, PeriodicEvaluator
 from gptjax.evaluators.metric_names import to_metrics
 from gptjax.objectives.objective import get_nats_metric, get_row_kind
+from gptjax.objectives.preference import ReferenceObjective
 from gptjax.tokenization.difference import check_made_for
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class ValidationLoss(PeriodicEvaluator):
                 "Prepare it with the run's tokenizer",
             )
             check_made_for(context.tokenizer, context.data.load_tokenizer(), name=name, advice=advice)
-            if context.read_spec is not None and context.read_spec.reference is not None:
+            if isinstance(context.objective, ReferenceObjective) and context.objective.store_reference:
                 problem = "has data of its own, but the reference is stored for the run's"
                 advice = "Compute it in every step: --objective.no-store-reference"
                 raise UserError(f"evaluators: ValidationLoss {self.name!r} {problem}. {advice}.")
@@ -163,7 +165,8 @@ class RowsEvaluator:
         assert context.read_spec is not None
         _ = context.validation  # its fingerprint is the run's
         if (rows := context.data.open_rows("val", context.read_spec)) is None:
-            raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
+            name = type(context.data).__name__
+            raise MissingSplit(f"evaluators: {name} has no validation rows. {WITHOUT_VALIDATION}")
         self.rows, self.context = rows, context
         self.batch_size = context.mesh.round_up_rows(batch_size)
         length = context.model_config.context_length

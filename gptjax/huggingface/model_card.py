@@ -100,12 +100,18 @@ def read_evaluations(paths: Iterable[str], *, checkpoint: str) -> tuple[Facts, .
     return tuple(out)
 
 
-def list_doubts(evaluations: Iterable[Facts], *, checkpoint: str, step: int) -> Iterator[str]:
+def list_doubts(evaluations: Iterable[Facts], *, checkpoint: str, step: int | None) -> Iterator[str]:
     """Results that are of another checkpoint or step, by what they say; one sentence each."""
     for result in evaluations:
-        if not _is_same(name := result.get("checkpoint"), checkpoint) or result.get("step") not in (None, step):
-            found = f"{quote(str(name))} at step {quote(str(result.get('step')))}"
-            yield f"The card has results of {found}, and the export is of {checkpoint} at step {step}."
+        name, other = result.get("checkpoint"), result.get("step")
+        if not _is_same(name, checkpoint) or (None not in (step, other) and other != step):
+            found, exported = _locate(name, other), _locate(checkpoint, step)
+            yield f"The card has results of {found}, and the export is of {exported}."
+
+
+def _locate(name: Any, step: Any) -> str:
+    """A checkpoint and, if it is known, its step."""
+    return quote(str(name)) + ("" if step is None else f" at step {quote(str(step))}")
 
 
 def _is_same(name: Any, checkpoint: str) -> bool:

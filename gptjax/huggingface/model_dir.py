@@ -16,7 +16,7 @@ from gptjax.core.file_sums import ChangedFileError
 from gptjax.core.files import expand_path, shorten_path
 from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Architecture, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
-from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.huggingface.safetensors_dir import TrainedAt, write_json, write_tensors
 from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer
 from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.devices import DType
@@ -41,6 +41,7 @@ def write_model(
     dtype: DType,
     origin: HFOrigin | None,
     tokenizer: Tokenizer | None,
+    trained_at: TrainedAt | None = None,
 ) -> None:
     """Write the files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
     ids = (tokenizer.begin_of_text, tokenizer.end_of_text) if tokenizer else (None, None)
@@ -51,7 +52,7 @@ def write_model(
     length = model.config.context_length
     generation = make_generation_config(tokenizer, context_length=length, end_of_text=config.get("eos_token_id"))
     write_json(directory / "generation_config.json", generation)
-    write_tensors(directory, to_hf(model, architecture=architecture, dtype=dtype))
+    write_tensors(directory, to_hf(model, architecture=architecture, dtype=dtype), trained_at=trained_at)
     if architecture.code is not None:
         shutil.copyfile(architecture.code, directory / architecture.code.name)
     if tokenizer is not None:

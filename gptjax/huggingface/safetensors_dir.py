@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,8 +27,32 @@ _SETTINGS = ("config.json", "adapter_config.json", INDEX_FILE)
 """What decides how weights are read."""
 SHARD_BYTES = 5_000_000_000
 """Largest file that is written, except for a single larger tensor."""
+LONGEST_STEP = 18
+"""Digits of a step that is believed."""
 WRAPPERS = ("_orig_mod", "module", "_forward_module")
 """Parts of a weight's name that `torch.compile`, `DataParallel` and Lightning add."""
+
+
+class TrainedAt(NamedTuple):
+    """The run that trained the weights of an export, and the step."""
+
+    run: str
+    step: int
+
+    def to_metadata(self) -> dict[str, str]:
+        """As a file of weights says it. A program that trains on and saves drops it with the old weights."""
+        return {"gptjax_run": self.run, "gptjax_step": str(self.step)}
+
+
+def read_trained_at(directory: Path) -> TrainedAt | None:
+    """What the first file of weights says of their run; None if it says nothing.
+
+    Raises `UserError` for a directory without weights, or with such as cannot be read.
+    """
+    with _open_weights(_list_weight_files(directory)[0]) as file:
+        metadata = file.metadata() or {}
+    run, step = (metadata.get(name, "") for name in ("gptjax_run", "gptjax_step"))
+    return TrainedAt(run, int(step)) if run and step.isdecimal() and len(step) <= LONGEST_STEP else None
 
 
 @dataclass(frozen=True)
@@ -72,18 +96,20 @@ def open_tensors(directory: Path, *, file: str | None = None) -> Iterator[dict[s
         paths = [directory / file] if file else _list_weight_files(directory)
         check_listed_files(directory, [*_SETTINGS, *(path.name for path in paths)])
         for path in paths:
-            try:
-                opened = stack.enter_context(safe_open(path, framework="np"))
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"{path} cannot be read as safetensors: {quote(str(error))}. Fetch the file again."
-                ) from None
+            opened = stack.enter_context(_open_weights(path))
             _check_header(path)
             found += [StoredTensor(opened, name) for name in opened.keys()]  # noqa: SIM118 (not a mapping)
         parts = {part for tensor in found for part in tensor.name.split(".")}
         if names := " and ".join(f"{part}." for part in WRAPPERS if part in parts):
             print_once(f"note: {directory}: names of weights lose {names}, which a wrapper added", to_stderr=True)
         yield name_tensors(found, directory, rename=_unwrap)
+
+
+def _open_weights(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {quote(str(error))}. Fetch the file again.") from None
 
 
 def name_tensors(
@@ -154,8 +180,18 @@ def _read_index(index: Path) -> list[Path]:
     return [index.parent / file for file in files]
 
 
-def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the weights. More than `shard_bytes` become several files, with an index of the tensors in each."""
+def write_tensors(
+    directory: Path,
+    tensors: dict[str, np.ndarray],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    trained_at: TrainedAt | None = None,
+) -> None:
+    """Write the weights. More than `shard_bytes` become several files, with an index of the tensors in each.
+
+    Each file says where the weights were trained, if that is given.
+    """
+    metadata = {"format": "pt"} | (trained_at.to_metadata() if trained_at else {})
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and tensor.nbytes + sum(t.nbytes for t in shards[-1].values()) > shard_bytes:
@@ -172,7 +208,7 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
         # safetensors creates files that only their owner may read. `touch` gives the usual permissions.
         (directory / file).touch()
         mode = (directory / file).stat().st_mode
-        write_safetensors(directory / file, shard, metadata={"format": "pt"})
+        write_safetensors(directory / file, shard, metadata=metadata)
         (directory / file).chmod(mode)
 
 

@@ -109,6 +109,7 @@ def truncate_after(path: Path, step: int) -> list[Record]:
 
     Lines that are no records are dropped with a warning, and the file is kept as `metrics.jsonl.broken`. Steps that
     are missing are named.
+    A record of which no step is kept stays as `metrics.jsonl.before`.
     """
     lines = list(_read_complete_lines(path)) if path.exists() else []
     kept = [(line, record) for _, line, record in lines if record is not None and record["step"] <= step]
@@ -117,6 +118,13 @@ def truncate_after(path: Path, step: int) -> list[Record]:
         print_once(
             f"warning: {path}, line {broken[0]}{' and others' * (len(broken) > 1)}: no record with a step. "
             f"{count_of(len(broken), 'lines are')} left out; the file as it was is kept as {path.name}.broken"
+        )
+    if step == 0 and (done := max((record["step"] for _, _, record in lines if record is not None), default=0)):
+        with contextlib.suppress(OSError):  # on a full disk, say
+            shutil.copyfile(path, path.with_name(f"{path.name}.before"))
+        print_once(
+            f"note: {path} has {done:,} steps, and the run begins anew from its start. The record so far is kept as "
+            f"{path.name}.before"
         )
     if path.exists():
         write_atomically(path, b"".join(line + b"\n" for line, _ in kept))

@@ -1,4 +1,4 @@
-"""Says in one line that a file beside the command has the name of a module and was imported in its place.
+"""Says in one line why an import fails: a file beside the command is in its way, or JAX refuses a variable.
 
 `python -m` looks for modules in the current directory first: a script of one's own called `random.py` or `jax.py` there
 breaks everything that imports the real one. This module itself imports nothing that could be affected.
@@ -51,9 +51,28 @@ def explain_broken_import(error: BaseException) -> str | None:
     )
 
 
+def explain_wrong_variable(error: BaseException) -> str | None:
+    """Which environment variable JAX refuses at its import, in a sentence; None if an error has another cause."""
+    found, place = None, error.__traceback__
+    while isinstance(error, ValueError) and place is not None:
+        frame = place.tb_frame
+        if frame.f_code.co_filename.endswith(os.path.join("jax", "_src", "config.py")):
+            names = [str(frame.f_locals.get(name)).upper() for name in ("varname", "name")]
+            found = next((name for name in names if name in os.environ), found)
+        place = place.tb_next
+    if found is None:
+        return None
+    shown = os.environ[found][:40].encode("unicode_escape").decode()
+    first = (str(error).splitlines() or [""])[0][:160]
+    return (
+        f"the environment variable {found} of JAX has a value that it does not take: {shown}. Correct or unset it. "
+        f"({first})"
+    )
+
+
 def report_broken_import(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
     """A `sys.excepthook` for the imports of an entry point, before it has one of its own."""
-    message = explain_broken_import(error)
+    message = explain_broken_import(error) or explain_wrong_variable(error)
     if message is None or os.environ.get("GPTJAX_TRACEBACK", "0") not in ("", "0"):
         sys.__excepthook__(kind, error, place)
     if message is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import sys
@@ -29,16 +30,26 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
+@functools.cache
+def warn_once(*lines: str) -> None:
+    """Print warnings on stderr, unless this process has printed the same before: a command may open a run twice."""
+    print_once(*(f"warning: {line}" for line in lines), to_stderr=True)
+
+
 def prepare_streams() -> None:
     """Escape characters that the encoding of stdout lacks, and open the null device for missing streams, as by `>&-`.
 
     The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
+    Python has None in the place of such a stream, which nobody expects.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115, as long as Python
 
 
 class ConsoleLog:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from gptjax.process.broken_import import explain_broken_import, report_broken_import
+from gptjax.process.broken_import import explain_broken_import, explain_wrong_variable, report_broken_import
 
 SHOW_VARIABLE = "GPTJAX_TRACEBACK"
 _directory: Path | None = None
@@ -59,7 +59,7 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
     """
     if isinstance(error, MemoryError):
         return "the machine is out of memory. Lower --batch-size, or raise --grad-accum"
-    if (meaning := explain_broken_import(error)) is not None:
+    if (meaning := explain_broken_import(error) or explain_wrong_variable(error)) is not None:
         return meaning
     if isinstance(error, ImportError) and any(sign in str(error) for sign in _NO_MEMORY_TO_LOAD):
         return f"a library cannot be loaded into memory. Raise the limit: ulimit -v unlimited. ({error})"
@@ -113,11 +113,11 @@ def keep_traceback(error: BaseException) -> str:
 
 def write_report(name: str, write: Callable[[TextIO], object]) -> Path | None:
     """Let `write` fill a file whose name begins with `name`; None where no directory takes it."""
-    for directory in (_directory, Path(tempfile.gettempdir())):
-        if directory is None:
-            continue
-        path = directory / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for find in (lambda: _directory, lambda: Path(tempfile.gettempdir())):
         try:
+            if (directory := find()) is None:
+                continue
+            path = directory / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
             with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 write(file)
         except OSError:

@@ -39,7 +39,7 @@ class NativeOutput:
         self._abort: str | None = None
 
     def _begin_file(self) -> None:
-        self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115, as long as the process
+        self._file = _open_file()
         os.dup2(self._file.fileno(), 2)
         self._shown, self._noticed, self._searched, self._noticed_at = 0, 0, 0, 0.0
 
@@ -95,6 +95,13 @@ class NativeOutput:
             while text := os.pread(self._file.fileno(), min(_CHUNK, end - self._shown), self._shown):
                 self._shown += os.write(self.terminal, text)
         self._shown = end
+
+
+def _open_file() -> Any:
+    """A file without a name, in memory where the system can: temporary directories may be full or read-only."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0)
+    return tempfile.TemporaryFile("w+b")
 
 
 def hold_native_output() -> NativeOutput:

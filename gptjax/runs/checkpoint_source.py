@@ -1,12 +1,13 @@
 """What `--checkpoint` names, by one rule for every command: a run, a saved model's directory, or one on the hub."""
 
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path, read_text, suggest_neighbour
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
@@ -19,7 +20,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptjax.huggingface import model_dir, model_import
+    from gptjax.huggingface import model_dir, model_import, safetensors_dir
     from gptjax.huggingface.architectures.architecture import HFOrigin
     from gptjax.model import gpt
 else:
@@ -27,6 +28,7 @@ else:
     gpt = LazyModule("gptjax.model.gpt")
     model_dir = LazyModule("gptjax.huggingface.model_dir")
     model_import = LazyModule("gptjax.huggingface.model_import")
+    safetensors_dir = LazyModule("gptjax.huggingface.safetensors_dir")
 
 HUB_PREFIX = "hf:"
 WANTED = "Give a run, the directory of a model that transformers saved, or hf:OWNER/REPO."
@@ -63,11 +65,17 @@ class SavedModel:
         """No data: a saved model does not say what it was trained on."""
         return TokenShards()
 
-    def find_step(self, which: str | int = "latest") -> int:
-        """0, the only step: a saved model has one set of weights."""
-        if which not in ("latest", "best", "0", 0):
+    @functools.cached_property
+    def trained_at(self) -> "safetensors_dir.TrainedAt | None":
+        """The run and the step that an export of gptjax names. Raises `UserError` for weights that cannot be read."""
+        return safetensors_dir.read_trained_at(self.directory)
+
+    def find_step(self, which: str | int = "latest") -> int | None:
+        """The step of the only weights; None if they do not say one."""
+        step = self.trained_at.step if self.trained_at else None
+        if str(which) not in ("latest", "best", "0" if step is None else str(step)):
             raise UserError(f"{self.directory} is a saved model with one set of weights; it has no step {which}.")
-        return 0
+        return step
 
     def has_ema(self, which: str | int = "latest") -> bool:
         """False: nothing says whether the weights are an average."""
@@ -101,6 +109,32 @@ class SavedModel:
 
 
 Checkpoint = RunDir | SavedModel
+
+
+def name_step(run: Checkpoint, which: str | int = "latest") -> dict[str, Any]:
+    """The step of a checkpoint for a report; for an export the run, too, and for other saved models nothing."""
+    step = run.find_step(which)
+    if isinstance(run, RunDir):
+        return {"step": step}
+    return {} if run.trained_at is None else {"step": step, "run": run.trained_at.run}
+
+
+def find_trained_at(run: Checkpoint, which: str | int = "latest") -> "safetensors_dir.TrainedAt | None":
+    """The run and the step at which the weights were trained, as far as it is known; None for imported weights."""
+    if isinstance(run, SavedModel):
+        return run.trained_at
+    step = run.find_step(which)
+    return safetensors_dir.TrainedAt(run.directory.name, step) if step else None
+
+
+def describe_source(run: Checkpoint, which: str | int = "latest") -> str:
+    """The name of a checkpoint's directory and, as far as it is known, where its weights were trained."""
+    found = name_step(run, which)
+    step = f"step {found['step']}" if found else ""
+    name = run.directory.name
+    if "run" in found:
+        return f"{name} ({step} of {quote(found['run'])})"
+    return f"{name} at {step}" if step else name
 
 
 def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) -> Checkpoint:

@@ -103,11 +103,16 @@ def prepare_frozen_model(
 def _identify_validation(config: TrainConfig) -> Fingerprints:
     """The identity of the validation pairs, if the run reads them: what is stored of others is not to be replaced.
 
-    Raises `MissingSplit` if there are none, before anything is computed.
+    Raises `MissingSplit` if there are none but the run requires them, before anything is computed.
     """
     if not any(isinstance(evaluator, ValidationLoss) for evaluator in config.evaluators):
         return {}
-    stream = config.data.open_stream("val")
+    try:
+        stream = config.data.open_stream("val")
+    except MissingSplit:
+        if config.require_validation:
+            raise
+        return {}
     return {} if stream is None else {"validation": stream.fingerprint}
 
 

@@ -24,13 +24,15 @@ from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, REPORTS
 
 _LOGS = (METRICS, GOODPUT_FILE, CONSOLE_LOG, "tensorboard/*")
-DISPOSABLE = ("loss.png", f"{METRICS}.broken", *REPORTS)
+DISPOSABLE = ("loss.png", f"{METRICS}.broken", f"{METRICS}.before", *REPORTS)
 """Patterns of files beside the logs that a run may have written before its end. They may be deleted: no result depends
 on them."""
 _NEEDED = {METRICS, GOODPUT_FILE}
 """Logs that the run reads itself. The others may be deleted."""
 _OWN_CHANGE = "If you changed it yourself, the next start of the run sums it anew"
 _END = "the run ended"
+_STEPS = "steps"
+"""The field of `checksums.json` that lists the checkpoints at the end of a run, until its next start."""
 
 
 def list_logs(directory: Path) -> list[Path]:
@@ -39,7 +41,7 @@ def list_logs(directory: Path) -> list[Path]:
 
 
 def seal_run(directory: Path) -> None:
-    """Add the sums of the logs and of the picture to those of the run, once nothing more is written.
+    """Add the sums of the logs and of the picture, and the checkpoints, to the sums of the run once it writes no more.
 
     What cannot be written is reported. The run is complete without them.
     """
@@ -48,9 +50,25 @@ def seal_run(directory: Path) -> None:
             return
         names = sorted(path.name for pattern in DISPOSABLE for path in directory.glob(pattern))
         sums = found[0] | sum_files(directory, [name for name in names if name not in found[0]])
-        write_sums(directory, sums, extra=sum_logs(measure_logs(list_logs(directory)), directory))
+        extra = sum_logs(measure_logs(list_logs(directory)), directory)
+        write_sums(directory, sums, extra=extra | {_STEPS: list_steps(directory / CHECKPOINTS)})
     except (OSError, DamagedFileError) as error:
         print_once(f"warning: what was written since the last checkpoint has no sums: {error}")
+
+
+def describe_lost_steps(directory: Path) -> dict[int, str]:
+    """What to say of each checkpoint that was there when the run ended and is gone; empty if it has gone on since.
+
+    One that a command has set aside, such as `STEP.damaged`, is still there.
+    """
+    try:
+        _, extra = read_sums(directory) or ({}, {})
+    except DamagedFileError:
+        return {}
+    checkpoints = directory / CHECKPOINTS
+    lost = set(extra.get(_STEPS, ())).difference(list_steps(checkpoints))
+    lost = sorted(step for step in lost if not any(checkpoints.glob(f"{step}.*")))
+    return {step: f"{checkpoints / str(step)} is missing; it was there when {_END}" for step in lost}
 
 
 class _Moment(NamedTuple):
@@ -107,8 +125,12 @@ def warn_of_changed_logs(directory: Path) -> None:
     """Print a warning for each log that is not as it was when a checkpoint was saved or the run ended, also a cut one.
 
     A run that goes on sums it anew, so `verify` could not tell later. One line names the logs that are gone since the
-    newest of these moments.
+    newest of these moments. Newer checkpoints that are gone since the end of the run are named, too.
     """
+    newest = max(list_steps(directory / CHECKPOINTS), default=-1)
+    for step, line in describe_lost_steps(directory).items():
+        if step > newest:
+            print_once(f"warning: {line}. The run goes on without it")
     moments = _read_moments(directory)
     missing = [name for name in (moments[-1].sums if moments else ()) if not (directory / name).is_file()]
     for name, marks in _collect_marks(moments).items():

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,15 @@ from gptjax.data.batch_size import BatchSize
 from gptjax.data.checksums import find_first_tokens
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
+from gptjax.evaluators.evaluator import (
+    EvalContext,
+    Evaluators,
+    Metrics,
+    OpenEvaluator,
+    list_metrics,
+    may_measure,
+    open_or_skip,
+)
 from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.model_config import merge_model_config, select_layers
@@ -30,7 +38,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
-from gptjax.process.memory import keep_freed_memory, release_freed_memory
+from gptjax.process.memory import release_freed_memory
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.field_effects import check_effects
 from gptjax.runs.initial_weights import (
@@ -49,6 +57,7 @@ from gptjax.sharding.devices import (
     get_peak_flops,
     has_units_for,
     preferred_dtype,
+    start_backend,
     target_device,
 )
 from gptjax.sharding.distributed import share_floats
@@ -108,10 +117,9 @@ def prepare_config(
 def prepare_device(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
     """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers.
 
-    On CPUs memory that a step frees is kept for the next one.
+    JAX's backend is started here.
     """
-    if target_device().platform == "cpu":
-        keep_freed_memory()
+    start_backend()
     if (warning := describe_unused_gpu()) is not None:
         print_once(warning)
     model = config.model
@@ -162,45 +170,18 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
     )
 
 
-@dataclass(frozen=True)
-class Evaluators:
-    """The evaluators of a run, opened."""
-
-    opened: tuple[tuple[Evaluator, OpenEvaluator], ...]
-    validation_fingerprint: str | None
-    """Identity of the validation tokens, if an evaluator reads them."""
-
-    def list_due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
-        """Those that run on the weights after `step` updates."""
-        return [evaluate for config, evaluate in self.opened if config.should_run(step, steps=steps)]
-
-    def describe(self) -> list[str]:
-        """The protocol of each evaluator that has one."""
-        texts = [getattr(evaluate, "describe", None) for _, evaluate in self.opened]
-        return [describe() for describe in texts if describe is not None]
-
-
-def open_evaluators(
-    config: TrainConfig,
-    tokenizer: Tokenizer | None,
-    mesh: MeshConfig,
-    *,
-    frozen: GPT | None = None,
-    read_spec: ReadSpec | None = None,
-) -> Evaluators:
+def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
     """Open each evaluator of the config. Raises a `UserError` if a metric is waited for that none can measure."""
-    read_spec = read_spec or make_read_spec(config, tokenizer)
-    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
+    spec = make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, read_spec=spec)
     check_evaluator_names(config.evaluators)
+    found = [(each, open_or_skip(each, context, is_required=config.require_validation)) for each in config.evaluators]
+    opened = tuple((each, run) for each, run in found if run is not None)
     metric = config.checkpoint.best_metric
-    if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
-        measured = {name for evaluator in config.evaluators for name in list_metrics(evaluator)}
+    if not any(may_measure(evaluator, metric) for evaluator, _ in opened):
+        measured = {name for evaluator, _ in opened for name in list_metrics(evaluator)}
         check_best_metric(metric, measured, patience=config.patience)
-    opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
-    for evaluator, evaluate in opened:
-        if evaluate is None:
-            print_once(f"note: {type(evaluator).__name__} is skipped: the data has no tokenizer.json beside it")
-    return Evaluators(tuple((e, run) for e, run in opened if run is not None), context.validation_fingerprint)
+    return Evaluators(opened, context)
 
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:

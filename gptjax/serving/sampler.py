@@ -148,7 +148,8 @@ class Sampler:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         settings["repetition_penalty"] = options.repetition_penalty
-        return {"checkpoint": options.checkpoint, "step": self.generator.step, "settings": settings, "samples": samples}
+        about = {"checkpoint": options.checkpoint, **self.generator.about}
+        return about | {"settings": settings, "samples": samples}
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> Prompt:

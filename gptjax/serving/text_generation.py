@@ -1,6 +1,6 @@
 """Text from a checkpoint, as it is written: what `sample` and `chat` share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
 from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.products import Quantize
-from gptjax.runs.checkpoint_source import open_checkpoint
+from gptjax.runs.checkpoint_source import name_step, open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.text_stream import TextStream
@@ -126,12 +126,14 @@ class TextGenerator:
         tokenizer: Tokenizer,
         options: GenerationOptions,
         *,
-        step: int | None = None,
+        about: Mapping[str, Any] | None = None,
         jinja_template: str | None = None,
     ) -> None:
         with model.mesh.activate():
             self.model = decoding.prepare_for_decoding(model, quantize=options.quantize)
-        self.tokenizer, self.options, self.step = tokenizer, options, step
+        self.tokenizer, self.options = tokenizer, options
+        self.about = dict(about or {})
+        """The step of the weights and, of an export, the run."""
         self.jinja_template = jinja_template
         self.speed: generation.DecodingSpeed | None = None
         """That of the last texts."""
@@ -143,9 +145,11 @@ class TextGenerator:
         tokenizer = run.require_tokenizer()
         mesh = options.mesh.resolve(jax.device_count())
         with mesh.activate():
-            model = run.load_model(options.step, mesh=mesh, ema=options.ema)
+            about = name_step(run, options.step)
+            which = about.get("step", options.step)  # `latest` moves while a run goes on
+            model = run.load_model(which, mesh=mesh, ema=options.ema)
             template = read_jinja_template(run.directory)
-            return cls(model, tokenizer, options, step=run.find_step(options.step), jinja_template=template)
+            return cls(model, tokenizer, options, about=about, jinja_template=template)
 
     @property
     def context_length(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 
 from gptjax.core.provenance import find_version
+from gptjax.process.memory import keep_freed_memory, return_freed_memory
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 """The names of a GPU's platform."""
@@ -97,6 +98,16 @@ def _cpu_flags() -> set[str]:
         return set()
     found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     return set(found[1].split()) if found else set()
+
+
+def start_backend() -> None:
+    """Start JAX's backend. Call it before anything else in the process computes.
+
+    On CPUs memory that a step frees is kept for the next one. Commands set that as they start, when nobody knows the
+    device yet, and so it is taken back for other devices. A program of the user's own has set nothing so far.
+    """
+    if keep_freed_memory() and jax.default_backend() != "cpu":
+        return_freed_memory()
 
 
 def target_device() -> Any:

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,14 @@ BARRIER_SECONDS = 24 * 3600
 """Longer than any wait for a save. The watchdog and `ProcessWatch` end it earlier."""
 HEARTBEAT_SECONDS = 300
 """Later than `ProcessWatch`, JAX ends all processes by an abort."""
+_LAUNCHERS = (
+    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+    ("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("horovodrun", "HOROVOD_SIZE", "HOROVOD_RANK"),
+)
+"""Launchers of several processes, with the variables of their number and of the number of this one."""
 
 
 def initialize_distributed(
@@ -77,9 +86,12 @@ def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: An
     try:
         with (
             waiting,
+            warnings.catch_warnings(),
             end_registration(seconds),
             end_at_abort(native, lambda: waiting.explain(read_native_output())),
         ):
+            # JAX looks for Kubernetes even if all is given, and warns in seven lines that it lacks a package for it.
+            warnings.filterwarnings("ignore", "Kubernetes environment detected")
             jax.distributed.initialize(
                 **place,
                 initialization_timeout=seconds + CLIENT_SECONDS,
@@ -160,7 +172,8 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"GPTJAX_DISTRIBUTED is {quote(value)}; wanted auto, or nothing for a single process.")
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     host, _, port = (address or "").rpartition(":")
-    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x
+    is_port = port.isdecimal() and 0 < int(port) < 2**16  # JAX crashes at one like 22x
+    if address and not (is_port and re.fullmatch(r"[^\s/]+", host)):
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS is {quote(address)}; wanted HOST:PORT, the same for all processes, such as "
             "node1:12355."
@@ -173,12 +186,12 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
             "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
             "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
-    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+    for launcher, size, rank in _LAUNCHERS:
         if environment.get(size, "1") != "1" and not has_several_processes(environment):
             raise UserError(
-                f"mpirun has started {environment[size][:9]} processes ({size}), and each would train the whole run. "
-                "Start python -m gptjax.train without it: one process uses all devices of a machine. Several machines, "
-                "one process each: set "
+                f"{launcher} has started {environment[size][:9]} processes ({size}), and each would train the whole "
+                "run. Start python -m gptjax.train without it: one process uses all devices of a machine. Several "
+                "machines, one process each: set "
                 f"JAX_COORDINATOR_ADDRESS=HOST:12355 JAX_NUM_PROCESSES=${size} JAX_PROCESS_ID=${rank}."
             )
 

@@ -27,6 +27,7 @@ from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer, count_before
 from gptjax.tokenization.borders import BORDER, EATS_LEFT, EATS_RIGHT, insert_borders, without_borders
 from gptjax.tokenization.chat_template import ChatTemplate
+from gptjax.tokenization.library_calls import catch_panics
 from gptjax.tokenization.library_decoder import LibraryDecoder
 from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer_json import read_letters, spell_token
@@ -168,7 +169,7 @@ class LibraryTokenizer(Tokenizer):
         """What the library makes of texts. In trusted ones, names of special tokens stand for these."""
         encode = self._library.encode_batch if with_places else self._library.encode_batch_fast
         try:
-            with self._lock:
+            with self._lock, catch_panics():
                 self._library.encode_special_tokens = not trusted
                 return encode(texts, add_special_tokens=False)
         except Exception as error:  # the library raises no other kind

@@ -58,6 +58,8 @@ def read_messages(value: Any, *, where: str) -> list[Message]:
 
 def _read_message(item: Any, *, where: str) -> Message:
     if not isinstance(item, dict):
+        if (named := _name_parts(item)) is not None:
+            return _read_message(named, where=where)
         problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.'
         raise InvalidRecord(problem, NO_LIST)
     # Tables of several forms have the keys of all, and nulls in them.
@@ -66,6 +68,8 @@ def _read_message(item: Any, *, where: str) -> Message:
     if item.get("tool_calls") or item.get("function_call") or role in TOOL_ROLES:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
+    if name is None and role is None and (named := _name_parts(*known.items())) is not None:
+        return _read_message(named, where=where)
     if name is None:
         advice = "" if role is None else " Write the one that it stands for in its place."
         wanted = f"wanted {', '.join(ROLES)}.{advice}"
@@ -78,6 +82,14 @@ def _read_message(item: Any, *, where: str) -> Message:
         wanted = f"wanted a string{quote(found, limit=160)}."
         raise InvalidRecord(f"{where}: its content is {quote(repr(content), limit=80)}; {wanted}", NO_TEXT)
     return Message(name, check_utf8(content, where=where))
+
+
+def _name_parts(*items: Any) -> dict[str, Any] | None:
+    """`["human", "Hi"]`, or the only item of `{"human": "Hi"}`, as a message; None for anything else."""
+    match items:
+        case ([str(role), str(content)] | (str(role), str(content)),) if role.lower() in {*ROLE_NAMES, *TOOL_ROLES}:
+            return {"role": role.lower(), "content": content}
+    return None
 
 
 def find_role(item: Any) -> str | None:

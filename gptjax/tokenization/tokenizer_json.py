@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError, quote, quote_error
 from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
+from gptjax.tokenization.library_calls import call_quietly, parse_library
 from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT
 
 FILE_NAME = "tokenizer.json"
@@ -140,7 +141,7 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
     text, library = _load_library(path)
     if not _check_ids(library.get_vocab(with_added_tokens=True), path):  # the library would write each id of a gap
         raise UserError(f"{path}: has no tokens. {ADVICE}")
-    content = json.loads(library.to_str())  # which has what older files leave out
+    content = json.loads(call_quietly(library.to_str))  # which has what older files leave out
     found: TokenTable | None = None
     if dropout := content["model"].get("dropout"):
         raise UserError(f"{path}: model.dropout is {quote(repr(dropout))}, so that ids are drawn at random. {ADVICE}")
@@ -153,17 +154,13 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
 
 def _load_library(path: Path) -> tuple[str, Any]:
     """The text of a file, and what the library makes of it."""
-    from tokenizers import Tokenizer
-
     try:
         text = read_text(path, limit=LARGEST_TOKENIZER)
-        return text, Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # it raises plain Exceptions, and a panic that is none
+        return text, parse_library(text)
+    except Exception as error:  # the library has no class of its own for errors
         if path.suffix == ".model":
             raise UserError(f"{path}: is a model of SentencePiece, or of tiktoken. {MODEL_ADVICE}") from None
-        raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {quote(str(error))}.") from None
+        raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {quote_error(error)}.") from None
 
 
 def _find_table(content: dict[str, Any], path: Path) -> TokenTable | None:

@@ -235,6 +235,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "name": ("other", "directory"),
         "output_dir": ("elsewhere", "directory"),
         "evaluators": ((BigramBaseline(),), "evaluators"),
+        "require_validation": (False, "without validation"),
         "init_from": ("/nowhere", "data"),
         "init_layers": ((0,), "data"),
         "max_consecutive_skips": (4, "skips"),
@@ -303,6 +304,8 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
 """Another value of each other field, and the observation that it changes."""
 FIELDS = {(cls, name): (value, "program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in OTHERS.items() for name, line in names.items()}
+BESIDE_THE_MODEL = {InitConfig, AdamW, Muon, ParamGroup, NamedGroup, EMA, Constant, Cosine, Linear, WarmupStableDecay}
+"""Classes whose fields change the program as much if the model computes nothing."""
 NEEDS: dict[tuple[type, str], Callable[[TrainConfig], TrainConfig]] = {
     (GPTConfig, "qk_norm_scale"): replace_model(qk_norm=True),
     (LogConfig, "wandb_project"): lambda base: replace(base, log=replace(base.log, wandb="offline")),

@@ -20,9 +20,10 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from scored import draw_documents, write_documents
-from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
+from tiny import SINGLE, tiny_config, tokenizer, write_shards, write_text_shards
 
 import gptjax.data.config
 import gptjax.metrics.loggers
@@ -36,8 +37,10 @@ from gptjax.cli.command_line import ConfigRequest
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
+from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource
+from gptjax.data.splits import MissingSplit
 from gptjax.evaluators import bigram, samples, validation
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.finetuning.adapters import add_adapters
@@ -46,7 +49,7 @@ from gptjax.metrics.loggers import Logger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
-from gptjax.objectives.objective import Objective
+from gptjax.objectives.objective import MicroBatch, Objective
 from gptjax.optim import (
     AdamW,
     Cosine,
@@ -64,7 +67,7 @@ from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.state import TrainState, abstract_state, create_state
 
-from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
+from .field_values import BESIDE_THE_MODEL, FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
 PROTOCOLS = (DataSource, Evaluator, Logger, Objective, Optimizer, Schedule)
 EVALUATORS = (bigram, samples, validation)
@@ -105,6 +108,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     }
     config = tiny_config(write_text_shards(directory / "shards", lines=30), model=model)
     return replace(config, optimizer=AdamW(schedule=Cosine(warmup_steps=2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfWeights:
+    """A loss without a forward pass, which is most of what there is to trace."""
+
+    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: Any = None) -> tuple[jax.Array, jax.Array]:
+        return sum(map(jnp.sum, jax.tree.leaves(model)), jnp.float32(0)), jnp.int32(batch["targets"].size)
 
 
 def open_batches(config: TrainConfig, mesh: MeshConfig, own: Tokenizer | None = None) -> BatchLoader:
@@ -243,6 +254,16 @@ def find_end(config: TrainConfig) -> int | None:
     return next((n for n in range(1000) if watchdog.look(10.0)), None)
 
 
+def evaluate_without_validation(config: TrainConfig, directory: Path) -> str:
+    """What becomes of an evaluator where the data have no validation split."""
+    data = TokenShards(path=str(write_shards(directory / "train", {"train": [np.arange(500) % 48]})))
+    config = replace(config, data=data, evaluators=(validation.ValidationLoss(),))
+    try:
+        return f"{len(open_evaluators(config, None, SINGLE).opened)} are left"
+    except MissingSplit as error:
+        return str(error).rpartition("or do without")[2]
+
+
 def is_restarted(config: TrainConfig) -> bool:
     """Whether the command starts a parent that restarts it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -339,6 +360,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "compiler": lambda config, *_: list_options_on_a_gpu(config),
     "evaluators": lambda config, *_: len(config.evaluators),
     "adapters": lambda config, *_: describe_adapters(config),
+    "without validation": lambda config, directory, _: evaluate_without_validation(config, directory),
 }
 
 
@@ -363,6 +385,8 @@ def test_another_value_changes_an_observation(
 ) -> None:
     value, observation = FIELDS[cls, name]
     base = NEEDS.get((cls, name), lambda base: base)(base)
+    if cls in BESIDE_THE_MODEL:
+        base = replace(base, objective=SumOfWeights())
     section = SECTIONS[cls](base)
     assert value != getattr(section, name)
 

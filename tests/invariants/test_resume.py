@@ -7,15 +7,13 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from manifests import edit_manifest
 from models import make_model
 from scored import draw_documents, draw_pairs, write_documents
@@ -45,23 +43,6 @@ from gptjax.train import main
 from gptjax.training.stages import Stage
 
 STAGES = (Stage(3, batch_size=16, grad_accum=4, lr_scale=1.5, long_window=3), Stage(5))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Compile each program once, although several runs and processes use it."""
-
-    def use_cache(directory: str | None, seconds: float) -> None:
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    directory_before, seconds_before = (jax.config.values[name] for name in names)
-    directory = str(tmp_path_factory.mktemp("cache"))
-    use_cache(directory, 0)
-    yield directory
-    use_cache(directory_before, seconds_before)
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +240,9 @@ def test_resume_reports_changes_that_are_harmless_or_forced(whole: TrainConfig, 
 # Processes that receive signals
 
 
-def start_and_signal(file: Path, number: int, *, cache: str) -> tuple[int, str]:
+def start_and_signal(file: Path, number: int) -> tuple[int, str]:
     """Run the command, send a signal once it prints a step, and return its exit code and the rest of its output."""
-    process = start_entry_point("train", f"--config={file}", JAX_COMPILATION_CACHE_DIR=cache)
+    process = start_entry_point("train", f"--config={file}")
     for line in process.stdout or ():
         if line.startswith("step "):
             process.send_signal(number)
@@ -270,7 +251,7 @@ def start_and_signal(file: Path, number: int, *, cache: str) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_path: Path, compile_cache: str):
+def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_path: Path):
     config = tiny_config(
         shards,
         name="signalled",
@@ -281,7 +262,7 @@ def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_
     )
     file, stopped_at = write_config(tmp_path / "config.py", config), 0
     for number, wanted_code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        code, output = start_and_signal(file, number, cache=compile_cache)
+        code, output = start_and_signal(file, number)
         assert code == wanted_code, output
         assert "again to stop at once" in output
         assert f"resume    python -m gptjax.train --config={file}" in output
@@ -295,24 +276,16 @@ def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_
     assert [step for step, _ in read_lines(config.directory)] == list(range(1, 306))
 
 
-def run_command(arguments: list[str], cache: str) -> None:
-    """Run the training command in a child of the fork server."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    main(arguments)
-
-
 @functools.cache
 def get_fork_server() -> Any:
-    """The fork server imports the command once, and forks for every run."""
+    """The fork server imports once all that trains, and forks for every run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptjax.train"])
+    context.set_forkserver_preload(["gptjax.runs.trainer"])
     return context
 
 
-def start_process(file: Path, name: str, *, cache: str) -> Any:
-    process = get_fork_server().Process(target=run_command, args=([f"--config={file}", f"--name={name}"], cache))
+def start_process(file: Path, name: str) -> Any:
+    process = get_fork_server().Process(target=main, args=([f"--config={file}", f"--name={name}"],))
     process.start()
     return process
 
@@ -321,27 +294,27 @@ def read_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def kill_repeatedly(config: TrainConfig, *, cache: str, kills: int, seed: int) -> None:
+def kill_repeatedly(config: TrainConfig, *, kills: int, seed: int) -> None:
     """Kill a run again and again, let it finish, and compare it with a run that was never killed."""
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     file = write_config(directory / "config.py", config)
-    uninterrupted = start_process(file, "uninterrupted", cache=cache)
+    uninterrupted = start_process(file, "uninterrupted")
     uninterrupted.join()
     assert uninterrupted.exitcode == 0
     draw, metrics, exit_codes = random.Random(seed), directory / "killed" / "metrics.jsonl", []
     for attempt in range(kills):
         size = read_size(metrics)
-        process = start_process(file, "killed", cache=cache)
+        process = start_process(file, "killed")
         # Every third is killed while it starts, the others while they train and write checkpoints.
         while attempt % 3 and process.is_alive() and read_size(metrics) == size:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.4 if attempt % 3 else 2))
+        time.sleep(draw.uniform(0, 0.4 if attempt % 3 else 1))
         process.kill()
         process.join()
         exit_codes.append(process.exitcode)
     assert exit_codes.count(-signal.SIGKILL) > kills / 2, "most were killed before they finished"
-    last = start_process(file, "killed", cache=cache)
+    last = start_process(file, "killed")
     last.join()
     assert last.exitcode == 0
     for name in ("loss", "val_loss", "reward_margin", "val_reward_margin", "kl"):
@@ -365,16 +338,14 @@ def make_killed_config(shards: Path, directory: Path, *, steps: int, **changes: 
     )
 
 
-def test_killed_run_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path, compile_cache: str):
-    kill_repeatedly(make_killed_config(shards, tmp_path, steps=80), cache=compile_cache, kills=3, seed=0)
+def test_killed_run_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path):
+    kill_repeatedly(make_killed_config(shards, tmp_path, steps=80), kills=3, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_run_killed_many_times_ends_like_an_uninterrupted_one(
-    shards: Path, tmp_path: Path, compile_cache: str, seed: int
-):
-    kill_repeatedly(make_killed_config(shards, tmp_path, steps=300), cache=compile_cache, kills=15, seed=seed)
+def test_run_killed_many_times_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path, seed: int):
+    kill_repeatedly(make_killed_config(shards, tmp_path, steps=300), kills=15, seed=seed)
 
 
 OBJECTIVES = {
@@ -392,9 +363,7 @@ OBJECTIVES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoRA(), LoRA(rank=2)], ids=["all", "lora"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(
-    name: str, lora: LoRA, tmp_path: Path, compile_cache: str
-):
+def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str, lora: LoRA, tmp_path: Path):
     objective = OBJECTIVES[name]
     pairs = get_row_kind(objective) == "pairs"
     draw = draw_pairs if pairs else draw_documents
@@ -408,4 +377,4 @@ def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(
     write_imported_run(start, model=make_model(config.model), tokenizer=tokenizer())
     if isinstance(objective, Distillation):
         objective = replace(objective, teacher=str(start))
-    kill_repeatedly(replace(config, objective=objective, lora=lora), cache=compile_cache, kills=6, seed=3)
+    kill_repeatedly(replace(config, objective=objective, lora=lora), kills=6, seed=3)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
+from data_pipelines.readers.formats.foreign_files import LFS, explain_foreign
 from data_pipelines.readers.zstandard import error_classes, open_zstandard
 from gptjax.core.errors import UserError, quote_error
 from gptjax.core.unicode import replace_surrogates
@@ -26,6 +27,8 @@ UNPACK = {".gz": "gzip -d", ".zst": "zstd -d --rm"}
 """The commands that replace a compressed file by its content; with `-dc`, their programs print it."""
 NULS = "files have NUL bytes, which were kept, though text seldom has any"
 AS_TEXT = "files have a JSON object first, read as text for the name; named .jsonl, it is records"
+LOOKED_BYTES = 512
+"""Of a file, how much is looked at for what it is."""
 RECORD_BYTES = 2**20
 """Of a text, how much is looked at for a record."""
 BUFFER_BYTES = 2**18
@@ -78,23 +81,6 @@ def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
         begin = end + len(separator)
 
 
-LFS = b"version https://git-lfs"
-FORMATS = {
-    b"\x1f\x8b": "gzip, so its name should end in .gz",
-    b"\x28\xb5\x2f\xfd": "Zstandard, so its name should end in .zst",
-    b"BZh": "bzip2; unpack it first: bzip2 -dk",
-    b"\xfd7zXZ\x00": "xz; unpack it first: xz -dk",
-    b"PK\x03\x04": "a zip archive, or an office document; unpack it first, or save it as text",
-    b"PAR1": "Parquet, so its name should end in .parquet",
-    b"ARROW1": "Arrow, so its name should end in .arrow",
-    b"\xff\xff\xff\xff": "a stream of Arrow, so its name should end in .arrow",
-    LFS: "a pointer of Git LFS in place of the file, which git lfs pull fetches",
-    b"%PDF-": "PDF; save its text first: pdftotext",
-    b"\x93NUMPY": "an array of NumPy; if it holds tokens, see python -m data_pipelines.index_shards --help",
-}
-"""What files are that begin in these ways, though their name says text."""
-
-
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, decompressed if it ends in `.gz` or `.zst`; errors of reading become a `UserError`."""
@@ -104,21 +90,21 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
             raise EOFError("it is empty, so it is no compressed file")
         raw: Any = {".gz": gzip.open, ".zst": open_zstandard}.get(kind, io.FileIO)(path)
         with io.BufferedReader(raw, BUFFER_BYTES) as file:
-            check_start(path, file.peek(64)[:64])
+            check_start(path, file.peek(LOOKED_BYTES)[:LOOKED_BYTES])
             yield file
 
 
 def check_start(path: Path, start: bytes) -> None:
     """Raise `UserError`, with advice, for the first bytes of a file that is no UTF-8 text."""
-    convert = f"Convert it: {_write_pipe(path)}iconv"
+    if (problem := explain_foreign(path, start)) is not None:
+        raise UserError(f"{path}: {problem}")
+    start = start[:64]
+    convert = partial(_write_conversion, path)
     if start[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise UserError(f"{path}: is UTF-32, wanted UTF-8. {convert} -f UTF-32 -t UTF-8.")
+        raise UserError(f"{path}: is UTF-32, wanted UTF-8. {convert('UTF-32')}")
     halves = {start[::2].strip(b"\0") == b"", start[1::2].strip(b"\0") == b""}
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (len(start) >= 16 and len(halves) == 2):
-        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {convert} -f UTF-16{_find_order(start)} -t UTF-8.")
-    for magic, meaning in FORMATS.items():
-        if start.startswith(magic):
-            raise UserError(f"{path}: by its first bytes it is {meaning}.")
+        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {convert(f'UTF-16{_find_order(start)}')}")
 
 
 def write_edit(command: str, path: Path) -> str:
@@ -135,6 +121,15 @@ def write_filter(command: str, path: Path) -> str:
     written = plain.with_suffix(".lines.jsonl" if plain.suffix == ".jsonl" else ".jsonl")
     given = "" if pipe else f" {shlex.quote(str(path))}"
     return f"{pipe}{command}{given} > {shlex.quote(str(written))}"
+
+
+def _write_conversion(path: Path, encoding: str) -> str:
+    """The line for a shell that writes a file in UTF-8 beside one in another encoding."""
+    pipe = _write_pipe(path)
+    plain = path.with_suffix("") if pipe else path
+    given = "" if pipe else f" {shlex.quote(str(path))}"
+    written = shlex.quote(str(plain.with_suffix(f".utf8{plain.suffix}")))
+    return f"Convert it: {pipe}iconv -f {encoding} -t UTF-8{given} > {written}"
 
 
 def _write_pipe(path: Path) -> str:

@@ -1,0 +1,60 @@
+"""Files that hold text but are no text: what they are, by their ending or first bytes, and what makes text of them."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+LFS = b"version https://git-lfs"
+OFFICE = "libreoffice --headless --convert-to"
+MAKE_TEXT = {
+    **dict.fromkeys((".docx", ".odt", ".epub", ".rtf", ".html", ".htm", ".xhtml"), "pandoc -t plain {0} -o {1}.txt"),
+    **dict.fromkeys((".doc", ".ppt", ".pptx", ".odp"), f"{OFFICE} txt:Text {{0}}"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), f"{OFFICE} csv {{0}}"),
+    ".pdf": "pdftotext {0} {1}.txt",
+    ".ipynb": "jupyter nbconvert --to markdown {0}",
+}
+"""By the ending, the command that writes a file beside one, {0}, whose name without the ending is {1}."""
+MARKUP = (".html", ".htm", ".xhtml", ".ipynb")
+"""Endings of files that are text in themselves, with marks."""
+_DATABASE = "a database of SQLite. This writes a table of it: sqlite3 -json {0} 'SELECT * FROM TABLE' > {1}.json"
+_PICKLE = "a pickle, which is not opened, because it can run any code; save its texts as JSON lines"
+MEANINGS: Mapping[bytes, str] = {
+    b"\x1f\x8b": "gzip, so its name should end in .gz",
+    b"\x28\xb5\x2f\xfd": "Zstandard, so its name should end in .zst",
+    b"BZh": "bzip2; unpack it first: bzip2 -dk {0}",
+    b"\xfd7zXZ\x00": "xz; unpack it first: xz -dk {0}",
+    b"7z\xbc\xaf\x27\x1c": "7z; unpack it first: 7z x {0}",
+    b"Rar!\x1a": "RAR; unpack it first: unrar x {0}",
+    b"\x04\x22\x4d\x18": "lz4; unpack it first: lz4 -dk {0}",
+    b"PK\x03\x04": "a zip archive, or an office document; unpack it first (unzip {0}), or save it as text",
+    b"\xd0\xcf\x11\xe0": "an office document; save it as text",
+    b"{\\rtf": "RTF. This makes text of it: pandoc -f rtf -t plain {0} -o {1}.txt",
+    b"PAR1": "Parquet, so its name should end in .parquet",
+    b"ARROW1": "Arrow, so its name should end in .arrow",
+    b"\xff\xff\xff\xff": "a stream of Arrow, so its name should end in .arrow",
+    LFS: "a pointer of Git LFS in place of the file, which git lfs pull fetches",
+    b"%PDF-": "PDF. This makes text of it: pdftotext {0} {1}.txt",
+    b"SQLite format 3\x00": _DATABASE,
+    b"\x93NUMPY": "an array of NumPy; if it holds tokens, see python -m data_pipelines.index_shards --help",
+    b"\x89HDF": "HDF5; save its texts as JSON lines",
+    b"Obj\x01": "Avro; save its records as JSON lines",
+    **dict.fromkeys((bytes([0x80, version]) for version in range(2, 6)), _PICKLE),
+}
+"""What files are that begin in these ways, though their name says text."""
+TAR_PLACE, TAR = 257, b"ustar"
+
+
+def explain_foreign(path: Path, start: bytes) -> str | None:
+    """What a file is that begins with these bytes and is no text, and what to do; None for others."""
+    given, plain = (shlex.quote(str(name)) for name in (path, path.with_suffix("")))
+    kind = path.suffix.lower()
+    if kind in MAKE_TEXT and not start.startswith(LFS):
+        otherwise = " (under one that ends in .txt it is read as it stands)" if kind in MARKUP else ""
+        return f"is no plain text by its name{otherwise}. This makes text of it: {MAKE_TEXT[kind].format(given, plain)}"
+    found = next((meaning for magic, meaning in MEANINGS.items() if start.startswith(magic)), None)
+    if found is None and start[TAR_PLACE:].startswith(TAR):
+        found = "a tar archive; unpack it first: tar xf {0}"
+    if found is None:
+        return None
+    end = "" if "{0}" in found else "."  # behind a command there is none
+    return f"by its first bytes it is {found.format(given, plain)}{end}"
