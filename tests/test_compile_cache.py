@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_directory_that_cannot_be_written_is_a_note(tmp_path: Path, capsys: pyte
     assert printed.out == ""
     assert printed.err.startswith(f"note: compiled programs are not kept: {tmp_path}/cache")
     assert "Set GPTJAX_CACHE" in printed.err
+
+
+def test_entries_that_cannot_be_read_are_a_note_and_are_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        directory = Path(str(enabled_directory()))
+        (directory / "jit_f-12-cache").write_bytes(b"half")
+        (directory / "jit_ff-12-cache").write_bytes(b"whole")
+        for program in ("jit_f", "jit_g"):
+            text = f"Error reading persistent compilation cache entry for '{program}': zlib.error: incorrect data check"
+            warnings.warn(text, stacklevel=1)
+    assert [path.name for path in directory.iterdir()] == ["jit_ff-12-cache"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: compiled programs that cannot be read are compiled anew")
 
 
 def test_directory_of_another_user_is_a_note(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

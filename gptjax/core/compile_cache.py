@@ -4,15 +4,20 @@ JAX itself finds an entry by its program, its options, the device and jaxlib. Th
 on the CPU: machines with other instruction sets, or another number of cores, may share a home directory. So each kind
 of machine, version and user has a directory of its own.
 
-JAX writes an entry in place. Whoever reads half of one gets a warning from JAX and compiles.
+JAX writes an entry in place, and leaves half of one on a full disk or after a kill. It is removed when it is read.
 """
 
 import contextlib
 import errno
+import functools
+import glob
 import hashlib
 import os
 import platform
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 from gptjax.core.environment import describe_misspelt
 from gptjax.core.errors import UserError
@@ -24,6 +29,8 @@ MAX_BYTES = 2**30
 """Size of `compiled/` from which on the programs that were not used for longest are deleted, at the next start."""
 MIN_COMPILE_SECONDS = 0.0
 """Programs that take this long to compile are kept. JAX's default, 1 s, keeps 3 of the 17 that start a small run."""
+_FAILED_ENTRY = re.compile(r"Error (read|writ)ing persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL)
+"""JAX's warning: for each program, and again at each start."""
 _CPU_FIELDS = {
     *("vendor_id", "cpu family", "model", "model name", "flags"),  # x86
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),  # Arm
@@ -51,6 +58,7 @@ def enable_compile_cache() -> None:
     if (given := jax.config.values["jax_compilation_cache_dir"]) is not None:
         if "://" not in given and not Path(given).is_dir():
             _make_given_directory(given)
+        _watch_entries(Path(given))
         return
     try:
         root = cache_directory() / "compiled"
@@ -63,6 +71,7 @@ def enable_compile_cache() -> None:
         print_once(f"note: compiled programs are not kept: {reason}", to_stderr=True)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
+    _watch_entries(directory)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
@@ -76,6 +85,27 @@ def _make_given_directory(path: str) -> None:
     except OSError as error:
         print_once(f"note: compiled programs are not kept: {path}: {error.strerror}.", to_stderr=True)
         jax.config.update("jax_enable_compilation_cache", False)
+
+
+@functools.cache
+def _watch_entries(directory: Path) -> None:
+    """Say once that entries cannot be read, or written, instead of JAX's warnings, and remove what is left of them."""
+    show, said = warnings.showwarning, set[str]()
+
+    def show_once(message: Warning | str, *arguments: Any, **more: Any) -> None:
+        if (found := _FAILED_ENTRY.match(str(message))) is None:
+            show(message, *arguments, **more)
+            return
+        act, program, reason = found.groups()
+        for path in directory.glob(f"{glob.escape(program)}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if act not in said:
+            said.add(act)
+            what = "are not kept" if act == "writ" else "that cannot be read are compiled anew"
+            print_once(f"note: compiled programs {what}: {directory}: {reason.splitlines()[0][:200]}", to_stderr=True)
+
+    warnings.showwarning = show_once
 
 
 def name_machine() -> str:
