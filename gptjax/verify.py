@@ -2,17 +2,19 @@
 
     python -m gptjax.verify runs/quickstart
     python -m gptjax.verify runs/quickstart data/books quickstart.gguf
+    python -m gptjax.verify .
 
 For a run, each checkpoint, the files beside the checkpoints, a stored reference and the logs are compared with the
 sizes and sums that were written with them. So are exports of `to-hf`, `to-peft` and `to-gguf`, and tokenizers. For
-prepared data, every file is compared with its manifest. Files of which nothing is known are listed. Exits with 2 if
-anything differs. Reports, pictures and logs for people may be deleted, and the card of an export may be edited: a note
-tells of it.
+prepared data, every file is compared with its manifest. In any other directory, all of these are found that are in or
+below it. Files of which nothing is known are listed. Exits with 2 if anything differs. Reports, pictures and logs for
+people may be deleted, and the card of an export may be edited: a note tells of it.
 """
 
 import json
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,10 +41,13 @@ from gptjax.core.file_sums import (
 from gptjax.core.files import expand_path, suggest_neighbour
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
-from gptjax.runs.run_dir import CHECKPOINTS, METRICS, list_references
+from gptjax.runs.run_dir import CHECKPOINTS, CONFIG_FILE, METRICS, list_references
 from gptjax.runs.run_sums import DISPOSABLE, describe_lost_steps, report_logs
 from gptjax.runs.unknown_files import list_unknown
+from gptjax.runs.written_places import find_places
 
+_SHOWN_NAMES = 20
+"""Files and directories that a line names."""
 _CARD = "README.md"
 """The card of an export, which its owner may edit. `model_card` names it, too, and imports flax."""
 
@@ -52,7 +57,8 @@ class Verify:
     """Read every byte of runs and of prepared data, and name what differs from what was written."""
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories of runs, of exports, of tokenizers, and of prepared data, with a manifest.json; or GGUF files."""
+    """Directories of runs, of exports, of tokenizers, and of prepared data, with a manifest.json; directories that hold
+    such; or GGUF files."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,29 +67,56 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(Verify, words, prog="python -m gptjax.verify", introduction=__doc__ or "")
         if not options.directories:
             raise UserError("No directory is given. Give the directory of a run or of prepared data.")
-        found = [_verify_or_explain(path) for path in options.directories]
+        found = [result for path in options.directories for result in _verify_below(path)]
         unread = [reason for reason in found if isinstance(reason, UserError)]
-        problems = [problem for one in found if not isinstance(one, UserError) for problem in one]
+        each = (problem for one in found if not isinstance(one, UserError) for problem in one)
+        problems = list(dict.fromkeys(each))  # a directory may be given twice, by itself and by one above it
         if problems:
             problems = [f"{len(problems)} differ from what was written:", *problems]
         if problems or unread:
             raise UserError("\n  ".join([*problems, *map(str, unread)]))
 
 
-def _verify_or_explain(directory: Path) -> list[str] | UserError:
+def _verify_below(path: Path) -> list[list[str] | UserError]:
+    """What differs at a path and in each place below it. Of several places, the sum is printed, and what is left."""
+    try:
+        root = expand_path(path)
+    except UserError as error:
+        return [error]
+    failed: list[OSError] = []
+    places = list(find_places(root, on_error=failed.append)) if root.is_dir() else []
+    if [place.path for place in places] in ([], [root]):
+        return [*map(_describe_failure, failed), _verify_or_explain(root)]
+    paths = {place.path for place in places}
+    found = [_verify_or_explain(place.path, besides=paths) for place in places]
+    counts = ", ".join(count_of(count, kind) for kind, count in Counter(place.kind for place in places).items())
+    changed = sum(result != [] for result in found)
+    print(f"{root}: {counts}: {f'{changed} of {len(places)} differ or cannot be read' if changed else 'as written'}")
+    if root not in paths:
+        _print_unknown(root, list_unknown(root, besides=paths))
+    return [*map(_describe_failure, failed), *found]
+
+
+def _verify_or_explain(directory: Path, *, besides: Collection[Path] = ()) -> list[str] | UserError:
     """What differs in a directory, or why it was not read: the others are read all the same."""
     try:
-        return verify(expand_path(directory))
+        return verify(directory, besides=besides)
     except UserError as error:
         return error
     except OSError as error:
         if error.filename is None:  # what is printed cannot be written
             raise
-        return UserError(f"{error.filename} cannot be read: {error.strerror}.")
+        return _describe_failure(error)
 
 
-def verify(directory: Path) -> list[str]:
+def _describe_failure(error: OSError) -> UserError:
+    return UserError(f"{error.filename} cannot be read: {error.strerror}.")
+
+
+def verify(directory: Path, *, besides: Collection[Path] = ()) -> list[str]:
     """Print a line for each part that is unchanged, and return a line for each that is not.
+
+    Directories `besides` are compared by themselves.
 
     Raises:
         UserError: the directory is neither a run nor prepared data.
@@ -101,10 +134,19 @@ def verify(directory: Path) -> list[str]:
     elif not files:
         kinds = f"a run ({CHECKPOINTS}/) nor an export ({SUMS_FILE}) nor prepared data ({MANIFEST_NAME})"
         missing = f", and there is no {directory.name}{SUM_SUFFIX} beside it" if directory.is_file() else ""
-        raise UserError(f"{directory} is neither {kinds}{missing}.")
-    if directory.is_dir() and (rest := list_unknown(directory)):
-        print(f"{directory}: not compared, for nothing is known of it: {', '.join(rest)}")
+        below = ", and nothing below it is" if directory.is_dir() else ""
+        raise UserError(f"{directory} is neither {kinds}{missing or below}.")
+    if directory.is_dir():
+        _print_unknown(directory, list_unknown(directory, besides=besides))
     return problems
+
+
+def _print_unknown(directory: Path, names: list[str]) -> None:
+    """Name what is not compared, in one line."""
+    more = [f"and {len(names) - _SHOWN_NAMES:,} more"] if len(names) > _SHOWN_NAMES else []
+    if names:
+        listed = ", ".join(names[:_SHOWN_NAMES] + more)
+        print(f"{directory}: not compared, for nothing is known of it: {listed}")
 
 
 def _list_summed_files(path: Path) -> list[Path]:
@@ -147,7 +189,10 @@ def _verify_run_files(directory: Path) -> list[str]:
     except DamagedFileError as error:
         return [str(error)]
     if found is None:
-        if not (directory / "config.json").is_file():
+        if _has_saved_nothing(directory):
+            print(f"{directory}: this run has saved nothing, so there is nothing to compare")
+            return []
+        if not (directory / CONFIG_FILE).is_file():
             return [f"{directory / 'config.json'} is missing"]
         checkpoints = directory / CHECKPOINTS
         if any(has_sums_by_metadata(checkpoints / str(step)) for step in list_steps(checkpoints)):
@@ -159,6 +204,12 @@ def _verify_run_files(directory: Path) -> list[str]:
     if not (problems := find_damage(directory, sums)) and sums:
         print(f"{directory}: {describe_unchanged(sums)}")
     return problems
+
+
+def _has_saved_nothing(directory: Path) -> bool:
+    """Whether a run has neither a record nor a directory of a checkpoint, whole or not, and no config."""
+    is_begun = any((directory / name).is_file() for name in (CONFIG_FILE, METRICS))
+    return not is_begun and not any((directory / CHECKPOINTS).iterdir())
 
 
 def _note_own_change(path: Path, written: FileSum) -> bool:
@@ -208,8 +259,8 @@ def _verify_checkpoints(directory: Path) -> list[str]:
             problems.append(line)
         else:  # to save space
             print(f"note: {line}")
-    if (directory / METRICS).is_file() and not existing:
-        print(f"{directory}: has no checkpoint")
+    if (directory / CONFIG_FILE).is_file() and checkpoints.is_dir() and not existing:
+        print(f"{directory}: has no checkpoint: none was saved, or none is left")
     for path in (*(checkpoints / str(step) for step in existing), *list_set_aside(checkpoints)):
         damage = find_checkpoint_damage(path)
         if damage and not path.is_dir():

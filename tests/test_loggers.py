@@ -91,6 +91,8 @@ def test_tensorboard_events_are_purged_on_resume(tmp_path: Path):
 def test_missing_wandb_is_reported_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'gptjax\[wandb\]'"):
+        LogConfig(wandb="online").check()
+    with pytest.raises(UserError, match="wandb is not installed"):
         open_logger(tmp_path, LogConfig(wandb="online"))
 
 

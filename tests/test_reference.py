@@ -22,9 +22,9 @@ from gptjax.evaluators.exact_match import ExactMatch
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.preference import DPO
 from gptjax.runs import reference
+from gptjax.runs.data_check import make_data_check
 from gptjax.runs.resume import SavedRun
 from gptjax.runs.startup import make_read_spec
-from gptjax.runs.trainer import make_data_check
 from gptjax.sharding.mesh import MeshConfig
 
 

@@ -149,8 +149,13 @@ def test_commands_of_the_summary_work_as_they_are_printed(
     commands = [line for line in capsys.readouterr().out.splitlines() if "--checkpoint=" in line]
     assert ["gptjax.evaluate" in line for line in commands].count(True) == 1
     assert all(line.endswith(" --import=" + COMMAND.partition("--config=")[2].split()[0]) for line in commands)
-    report.print_summary(replace(config, data=TokenShards(path=str(shards))), COMMAND, stopped=None)
-    assert "gptjax.evaluate" not in capsys.readouterr().out
+    report.print_summary(replace(config, data=TokenShards(path=str(shards))), f"{COMMAND} --resume=1", stopped=None)
+    said = capsys.readouterr().out
+    assert "gptjax.evaluate" not in said
+    assert "train on" in said
+    assert "--resume" not in said, "the run has gone back"
+    report.print_summary(config, f"{COMMAND} --patience=2", stopped=Stop(0, "2 evaluations in a row"))
+    assert f"  resume    {COMMAND} --patience=None\n" in capsys.readouterr().out, "the same would stop again"
 
 
 def test_sample_of_the_summary_has_a_prompt_if_it_needs_one_and_no_import_for_data(

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_states import make_state, save_steps
@@ -82,6 +83,34 @@ def test_run_whose_batch_was_forced_goes_on_by_the_same_flags(config: TrainConfi
         check_same_run(before, SavedRun(60, forced, {}), {})
 
 
+@pytest.mark.parametrize("resume", ["auto", "force", 60])
+def test_stages_do_not_pile_up_where_the_batch_is_the_same(config: TrainConfig, resume: Any):
+    save(adopt_history(config), 50)
+    save(forced := adopt_history(replace(config, batch_size=16, resume="force")), 60)
+    again = replace(config, batch_size=16, resume=resume)
+    assert adopt_history(again).stages == forced.stages == (Stage(50, batch_size=16, grad_accum=1),)
+    assert adopt_history(replace(again, grad_accum=2)).stages == (Stage(50, batch_size=16, grad_accum=2),)
+
+
+def test_forced_batch_holds_from_the_step_that_is_restored(config: TrainConfig, capsys: pytest.CaptureFixture[str]):
+    for step in (50, 60):
+        save(adopt_history(config), step)
+    damaged = min(path for path in (config.directory / CHECKPOINTS / "60/model").rglob("d/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    forced = adopt_history(replace(config, batch_size=16, resume="force"))
+    assert [stage.begin for stage in forced.stages] == [50]
+    assert "the first 50 steps keep their batches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [0, 40])
+def test_step_to_go_back_to_is_looked_for_before_all_else(config: TrainConfig, step: int):
+    with pytest.raises(UserError, match=rf"--resume={step}: .* There are: none\."):
+        adopt_history(replace(config, resume=step))
+    save(config, 50)
+    with pytest.raises(UserError, match=rf"--resume={step}: .* There are: 50\."):
+        adopt_history(replace(config, resume=step))
+
+
 def test_forced_resume_with_another_tokenizer_is_refused(config: TrainConfig):
     saved, config = SavedRun(50, config, {"tokenizer": "one"}), replace(config, resume="force")
     assert not check_same_run(config, saved, {"tokenizer": "one"})
@@ -92,6 +121,9 @@ def test_forced_resume_with_another_tokenizer_is_refused(config: TrainConfig):
 def test_steps_behind_the_end_of_a_schedule_are_told(config: TrainConfig, capsys: pytest.CaptureFixture[str]):
     save(adopt_history(config), 50)
     with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        with contextlib.suppress(Exception):
+            restore_state(adopt_history(replace(config, steps=50)), checkpoints, {}, SINGLE)
+        assert "the run is complete. --steps=100" in capsys.readouterr().out, "nothing is evaluated again"
         for steps, flags, is_told in ((100, {}, False), (200, {}, True), (200, {"schedule_steps": 200}, False)):
             with contextlib.suppress(Exception):  # the saved state is of another model
                 restore_state(adopt_history(replace(config, steps=steps, **flags)), checkpoints, {}, SINGLE)

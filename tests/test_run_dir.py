@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from tiny import MODEL, tiny_config, tokenizer
+from tiny import MODEL, tiny_config, tokenizer, write_text_shards
 
 from gptjax.checkpoints.checkpoint import save_model
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
@@ -19,7 +19,7 @@ from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
-from gptjax.runs.run_dir import CHECKPOINTS, RunDir, write_imported_run, write_run_files
+from gptjax.runs.run_dir import CHECKPOINTS, RunDir, warn_of_changed_files, write_imported_run, write_run_files
 from gptjax.runs.run_lock import check_shared, run_lock
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate
@@ -233,7 +233,7 @@ def test_run_that_goes_on_replaces_a_damaged_tokenizer_by_the_same_one_only(
         found = RunDir.open(run, load_data_tokenizer=lambda: plain).require_tokenizer()
         assert (found.fingerprint, found.chat_template) == (plain.fingerprint, template)
         assert f"warning: {run}/tokenizer.json " in (said := capsys.readouterr().err)
-        assert said.endswith("That of the data is used\n")
+        assert said.endswith("That of the data is used, which is the same\n")
         for other in (Chars.from_text("other"), None):
             with pytest.raises(UserError, match=rf"{run}/tokenizer\.json .* Put the right one back"):
                 RunDir.open(run, load_data_tokenizer=lambda other=other: other)
@@ -241,6 +241,31 @@ def test_run_that_goes_on_replaces_a_damaged_tokenizer_by_the_same_one_only(
     (run / CHAT_TEMPLATE_FILE).unlink()
     with pytest.raises(UserError, match=rf"{run}/{CHAT_TEMPLATE_FILE} is missing .* Put the right one back"):
         RunDir.open(run, load_data_tokenizer=lambda: plain)
+
+
+def test_damaged_tokenizer_is_replaced_by_the_same_one_that_the_config_names(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the data, or of the run whose weights it began with; also by commands that only read."""
+    shards = write_text_shards(tmp_path / "shards")
+    for config, where in (
+        (tiny_config(shards, name="one"), "the data"),
+        (tiny_config(tmp_path / "gone", name="two", init_from=str(directory)), str(directory)),
+    ):
+        write_run_files(run := config.directory, config, tokenizer())
+        for damage in (flip_bit, Path.unlink):
+            damage(run / "tokenizer.json")
+            assert RunDir.open(run).require_tokenizer().fingerprint == tokenizer().fingerprint
+            said = capsys.readouterr().err
+            assert said.startswith(f"warning: {run}/tokenizer.json ")
+            assert said.endswith(f"That of {where} is used, which is the same\n")
+    write_run_files(run := config.directory, replace(config, init_from=None), tokenizer())
+    flip_bit(run / "tokenizer.json")
+    with pytest.raises(UserError, match="Put the right one back"):
+        RunDir.open(run)
+    warn_of_changed_files(run)
+    told = "tokenizer.json has changed since it was written: its SHA-256 differs. It is written again\n"
+    assert capsys.readouterr().out.endswith(told)
 
 
 def test_chat_template_is_among_the_sums(tmp_path: Path) -> None:

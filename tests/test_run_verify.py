@@ -13,6 +13,7 @@ from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import sum_directory, sum_file, write_sum_beside
 from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
@@ -198,7 +199,7 @@ def test_verify_reads_checkpoints_that_a_run_has_gone_back_from(run: Path, why: 
 def test_verify_lists_files_of_which_nothing_is_known(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert verify(run) == []
     assert "not compared" not in capsys.readouterr().out
-    for name in ("wandb/a/b", "wandb/c", "checkpoints/1/model/stray", "notes.txt", ".lock"):
+    for name in ("wandb/a/b", "wandb/c", "checkpoints/1/model/stray", "notes.txt", ".lock", "checkpoints/1.after_1"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("x")
     shutil.copytree(run / CHECKPOINTS / "1", aside := run / CHECKPOINTS / "0.damaged")
@@ -246,6 +247,45 @@ def test_start_that_sums_a_changed_log_anew_tells_of_it(run: Path, capsys: pytes
     assert capsys.readouterr().out.startswith(said)
 
 
+def test_verify_finds_what_lies_below_a_directory(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shards = write_text_shards(tmp_path / "data/shards")
+    tokenizer().save(export := run / "hf")
+    sum_directory(export)
+    for name in ("notes.txt", "package/checkpoints/module.py", "package/manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    write_sum_beside(tmp_path / "data/model.gguf", sum_file(tmp_path / "model.gguf"))
+    (tmp_path / "model.gguf").rename(tmp_path / "data/model.gguf")
+    main([str(tmp_path)])
+    *lines, summed, rest = capsys.readouterr().out.splitlines()
+    counts = "1 folder with sums, 1 data set, 1 run, 1 tokenizer"
+    assert summed == f"{tmp_path}: {counts}: as written"
+    assert rest == f"{tmp_path}: not compared, for nothing is known of it: notes.txt, package/ (2 files)"
+    assert not [line for line in lines if "not compared" in line]
+    flip_bit(export / "tokenizer.json")
+    flip_bit(shards / "train_000000.bin")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert f"{tmp_path}: {counts}: 2 of 4 differ or cannot be read" in said.out
+    assert said.err.startswith("error: 2 differ")
+    for path in (export / "tokenizer.json", shards / "train_000000.bin"):
+        assert str(path) in said.err
+
+
+def test_run_that_has_saved_nothing_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "runs/tiny"
+    (run / CHECKPOINTS).mkdir(parents=True)
+    (run / "console.log").write_text("config x\n")
+    (run / ".lock").write_text("1")
+    main([str(run)])
+    assert f"{run}: this run has saved nothing, so there is nothing to compare" in capsys.readouterr().out
+    write_run_files(run, tiny_config(tmp_path / "shards"), tokenizer())
+    main([str(run)])
+    assert f"{run}: has no checkpoint: none was saved, or none is left" in capsys.readouterr().out
+
+
 def test_verify_refuses_what_is_no_run(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="neither a run"):
@@ -270,15 +310,16 @@ def test_verify_says_that_the_sums_of_a_run_are_missing(run: Path):
 def test_directory_that_is_no_run_does_not_hide_what_is_wrong_with_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    (empty := tmp_path / "empty").mkdir()
     flip_bit(run / "config.json")
     with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path / "absent"), str(run), str(tmp_path)])
+        main([str(tmp_path / "absent"), str(run), str(run), str(empty)])
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "error: 1 differ from what was written:"
     assert f"{run}/config.json" in lines[1]
     assert f"{tmp_path}/absent does not exist." in lines[2]
-    assert f"{tmp_path} is neither a run" in lines[3]
+    assert f"{empty} is neither a run" in lines[3]
 
 
 def test_verify_refuses_other_directories(tmp_path: Path):

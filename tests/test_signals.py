@@ -52,9 +52,12 @@ def test_signal_is_kept_until_the_step_ends(number: signal.Signals, capfd: pytes
     assert [signal.getsignal(one) for one in STOP_SIGNALS] == previous
 
 
-def test_signal_before_training_ends_the_run_where_it_is():
-    with GracefulShutdown(), pytest.raises(StopRequested) as stopped:
-        signal.raise_signal(signal.SIGTERM)
+def test_signal_before_training_ends_the_run_where_it_is(capfd: pytest.CaptureFixture[str]):
+    with GracefulShutdown() as shutdown:
+        with pytest.raises(StopRequested) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        shutdown.wait_for_announcement()
+        assert capfd.readouterr().out.startswith("SIGTERM: stopping before training"), "said before what follows"
     assert stopped.value.number == signal.SIGTERM
 
 

@@ -1,25 +1,32 @@
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from tiny import ALPHABET, read_lines, tiny_config, tokenizer, write_shards, write_text_shards
+from scored import draw_pairs, write_documents
+from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.data.preferences import PreferenceShards
+from gptjax.evaluation.training_evaluators import TextProtocol
 from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.evaluators.samples import Samples
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.goodput import read_spans
+from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW, Constant
 from gptjax.process.restarts import SUPERVISED_VARIABLE
+from gptjax.runs.data_check import make_data_check
 from gptjax.runs.run_dir import RunDir
-from gptjax.runs.trainer import make_data_check, train
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -115,11 +122,76 @@ def test_foreign_shards_with_tokenizer_train_and_sample(shards: Path, tmp_path: 
     assert RunDir.open(config.directory).require_tokenizer().vocab_size == len(ALPHABET)
 
 
-def test_mesh_that_does_not_fit_leaves_no_directory(shards: Path) -> None:
-    config = tiny_config(shards, name="wide", mesh=MeshConfig(), batch_size=12)
-    with pytest.raises(UserError, match="12 sequences per micro-batch do not split over 8 devices"):
+def write_pairs(directory: Path) -> PreferenceShards:
+    return PreferenceShards(path=str(write_documents(directory, {"train": draw_pairs(6, seed=1)}, kind="preferences")))
+
+
+def refuse_mesh(config: TrainConfig, start: Path, place: Path) -> TrainConfig:
+    return replace(config, mesh=MeshConfig(), batch_size=12)
+
+
+def refuse_questions(config: TrainConfig, start: Path, place: Path) -> TrainConfig:
+    """An evaluator lacks its file; the log-probabilities of a reference are to be stored."""
+    model = replace(config.model, intra_document_mask=True)
+    data = write_pairs(place)
+    return replace(
+        config,
+        data=data,
+        model=model,
+        init_from=str(start),
+        objective=DPO(),
+        evaluators=(TextProtocol(text="absent.txt"),),
+    )
+
+
+def refuse_split(config: TrainConfig, start: Path, place: Path) -> TrainConfig:
+    ids = tokenizer().encode(text_of(40))
+    data = TokenShards(path=str(write_shards(place, {"train": [ids]}, own=tokenizer())))
+    return replace(config, data=data, evaluators=(ValidationLoss(),))
+
+
+def refuse_weights(config: TrainConfig, start: Path, place: Path) -> TrainConfig:
+    """Which are read last of all."""
+    damaged = shutil.copytree(start, place)
+    file = min((damaged / "checkpoints/60/model").rglob("d/*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    shutil.rmtree(damaged / "checkpoints/30")
+    return replace(config, init_from=str(damaged))
+
+
+def refuse_step(config: TrainConfig, start: Path, place: Path) -> TrainConfig:
+    return replace(config, resume=7)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "message"),
+    [
+        (refuse_mesh, "12 sequences per micro-batch do not split over 8 devices"),
+        (refuse_questions, "absent.txt"),
+        (refuse_split, "no files of the split .val."),
+        (refuse_weights, "has changed since it was written"),
+        (refuse_step, "--resume=7: .* There are: none"),
+    ],
+)
+def test_refused_start_leaves_what_was_there(
+    finished: TrainConfig,
+    shards: Path,
+    tmp_path: Path,
+    refuse: Any,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(shards, name="refused", output_dir=str(tmp_path / "new/runs"))
+    config = refuse(config, finished.directory, tmp_path / "place")
+    with pytest.raises(UserError, match=message):
         train(config)
-    assert not config.directory.exists()
+    assert not (tmp_path / "new").exists()
+    config.directory.mkdir(parents=True)
+    (config.directory / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert [path.name for path in config.directory.iterdir()] == ["notes.txt"]
+    assert "reference: computing" not in capsys.readouterr().out
 
 
 def test_resume_never_refuses_an_existing_run(finished: TrainConfig) -> None:

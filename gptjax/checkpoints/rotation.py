@@ -74,18 +74,30 @@ def roll_back_to(directory: Path, step: int) -> None:
 
     Raises a UserError if there is no such checkpoint, or if it is damaged. Nothing has moved then.
     """
-    if aside := sorted(path.name for path in directory.glob(f"*.after_{step}")):
+    if aside := _list_gone_back(directory, step):
         print_once(
             f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on. To go back again, "
             "remove these"
         )
+        return
+    check_roll_back(directory, step)
+    set_aside_after(directory, step, why=f"after_{step}")
+
+
+def check_roll_back(directory: Path, step: int) -> None:
+    """Raise a UserError if there is no such checkpoint, or if it is damaged, unless the run has gone back to it."""
+    if _list_gone_back(directory, step):
         return
     if step not in (existing := list_steps(directory)):
         listed = ", ".join(map(str, existing)) or "none"
         raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
     if damage := find_damage_once(directory / str(step)):
         raise UserError(f"--resume={step}: {damage[0]}. {suggest_other(directory, step, flag='resume')}")
-    set_aside_after(directory, step, why=f"after_{step}")
+
+
+def _list_gone_back(directory: Path, step: int) -> list[str]:
+    """The marks of a run that has gone back to a step."""
+    return sorted(path.name for path in directory.glob(f"*.after_{step}"))
 
 
 def set_aside_after(directory: Path, step: int, *, why: str) -> int:
@@ -111,8 +123,17 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
 
 def list_set_aside(directory: Path) -> list[Path]:
     """The checkpoints after a step to which a run went back. Those that were damaged then are not among them."""
+    return [path for path in _list_after(directory) if path.is_dir()]
+
+
+def list_marks(directory: Path) -> list[Path]:
+    """The empty files by which a run knows that it has gone back."""
+    return [path for path in _list_after(directory) if path.is_file()]
+
+
+def _list_after(directory: Path) -> list[Path]:
     found = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"\d+\.(after_\d+|rolled_back)", path.name))
+    return sorted(path for path in found if re.fullmatch(r"\d+\.(after_\d+|rolled_back)", path.name))
 
 
 def find_last_kept(directory: Path) -> int | None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
@@ -72,8 +72,39 @@ class Evaluator(Protocol):
         ...
 
     def open(self, context: EvalContext) -> OpenEvaluator | None:
-        """A function from a model to metrics; None if this run cannot be evaluated so."""
+        """A function from a model to metrics; None if this run cannot be evaluated so.
+
+        It is called before a run writes anything, and again if the objective has a frozen model.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """The evaluators of a run, opened."""
+
+    opened: tuple[tuple[Evaluator, OpenEvaluator], ...]
+    context: EvalContext
+
+    @property
+    def validation_fingerprint(self) -> str | None:
+        """Identity of the validation tokens, if an evaluator reads them."""
+        return self.context.validation_fingerprint
+
+    def reopen(self, frozen: "gpt.GPT | None", read_spec: ReadSpec) -> "Evaluators":
+        """The same, with the objective's frozen model, or with the log-probabilities that are stored of it."""
+        context = replace(self.context, frozen=frozen, read_spec=read_spec)
+        found = [(evaluator, evaluator.open(context)) for evaluator, _ in self.opened]
+        return Evaluators(tuple((evaluator, run) for evaluator, run in found if run is not None), context)
+
+    def list_due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
+        """Those that run on the weights after `step` updates."""
+        return [evaluate for config, evaluate in self.opened if config.should_run(step, steps=steps)]
+
+    def describe(self) -> list[str]:
+        """The protocol of each evaluator that has one."""
+        texts = [getattr(evaluate, "describe", None) for _, evaluate in self.opened]
+        return [describe() for describe in texts if describe is not None]
 
 
 def open_or_skip(evaluator: Evaluator, context: EvalContext, *, is_required: bool) -> OpenEvaluator | None:

@@ -20,6 +20,7 @@ from gptjax.data.token_stream import TokenStream
 from gptjax.evaluators.evaluator import EvalContext, Metrics, PeriodicEvaluator
 from gptjax.evaluators.metric_names import to_metrics
 from gptjax.objectives.objective import get_nats_metric, get_row_kind
+from gptjax.objectives.preference import ReferenceObjective
 from gptjax.tokenization.difference import check_made_for
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ValidationLoss(PeriodicEvaluator):
                 "Prepare it with the run's tokenizer",
             )
             check_made_for(context.tokenizer, context.data.load_tokenizer(), name=name, advice=advice)
-            if context.read_spec is not None and context.read_spec.reference is not None:
+            if isinstance(context.objective, ReferenceObjective) and context.objective.store_reference:
                 problem = "has data of its own, but the reference is stored for the run's"
                 advice = "Compute it in every step: --objective.no-store-reference"
                 raise UserError(f"evaluators: ValidationLoss {self.name!r} {problem}. {advice}.")

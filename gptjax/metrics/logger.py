@@ -61,6 +61,11 @@ class LogConfig:
         wandb = () if self.wandb == "off" else (WandbLogger(self.wandb_project, self.wandb),)
         return (*self.loggers, *tensorboard, *wandb)
 
+    def check(self) -> None:
+        """Raise a UserError for a logger that says so before a run writes anything."""
+        for logger in self.active_loggers:
+            getattr(logger, "check", lambda: None)()
+
 
 @dataclasses.dataclass(frozen=True)
 class _PendingStep:

@@ -44,7 +44,10 @@ class LogWriter(Protocol):
 
 @runtime_checkable
 class Logger(Protocol):
-    """The config of a logger: a frozen dataclass that opens a `LogWriter`."""
+    """The config of a logger: a frozen dataclass that opens a `LogWriter`.
+
+    It may have a method `check`, which raises a UserError for what is wrong with it before a run writes anything.
+    """
 
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -92,14 +95,20 @@ class WandbLogger:
     mode: Literal["offline", "online"] = "online"
     """Whether to send the records to the servers, or only write them to the run directory. `WANDB_MODE` overrules."""
 
-    def open(self, context: LogContext) -> LogWriter:
+    def check(self) -> None:
+        """Raise a UserError if wandb is not installed."""
         try:
-            import wandb  # pyright: ignore[reportMissingImports]  (an extra)
+            import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]  (an extra)
         except ImportError:
             raise UserError(
                 f"log.wandb is {self.mode!r}, but wandb is not installed. Run pip install 'gptjax[wandb]', or set "
                 "--log.wandb=off."
             ) from None
+
+    def open(self, context: LogContext) -> LogWriter:
+        self.check()
+        import wandb  # pyright: ignore[reportMissingImports]
+
         id_file = context.run_directory / "wandb_id"
         if not id_file.is_file() or not id_file.read_bytes().strip():
             write_atomically(id_file, secrets.token_hex(4))

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import sys
@@ -27,6 +28,12 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
     jax = sys.modules.get("jax")  # processes that only tokenize never import it
     if jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+@functools.cache
+def warn_once(*lines: str) -> None:
+    """Print warnings on stderr, unless this process has printed the same before: a command may open a run twice."""
+    print_once(*(f"warning: {line}" for line in lines), to_stderr=True)
 
 
 def prepare_streams() -> None:

@@ -1,6 +1,7 @@
 """Text that a run prints before its first step and after its last."""
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from gptjax.core.files import shorten_path
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
-from gptjax.evaluators.evaluator import list_metrics, may_measure
+from gptjax.evaluators.evaluator import Evaluators, list_metrics, may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.selection import choose_architecture
@@ -29,7 +30,6 @@ from gptjax.model.layers import ACTIVATIONS
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
-from gptjax.runs.startup import Evaluators
 from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
@@ -168,6 +168,10 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return
+    if re.search(r" --resume[= ]\d", command):  # the run has gone back, and goes on
+        words = drop_flags(words, "resume")
+    if stopped is not None and stopped.status == 0:  # by patience: the same command would stop again
+        words = [*drop_flags(words, "patience"), "--patience=None"]
     run = shorten_path(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     for_model, for_data = _find_imports(config, words)
@@ -176,7 +180,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     longer = [*drop_flags(words, "steps"), f"--steps={length}"]
     if length > config.schedule_length:
         longer = [*drop_flags(longer, "schedule-steps"), f"--schedule-steps={length}"]
-    more = f"resume    {command}" if stopped else f"train on  {shlex.join(longer)}"
+    more = f"resume    {shlex.join(words)}" if stopped else f"train on  {shlex.join(longer)}"
     lines = [f"  {more}"]
     if (config.directory / TOKENIZER_FILE).is_file():
         is_chat = get_row_kind(config.objective) != "text"

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.checkpoints.checkpoint_format import read_metadata
-from gptjax.checkpoints.integrity import list_steps
-from gptjax.checkpoints.rotation import find_last_kept
+from gptjax.checkpoints.integrity import find_damage_once, is_complete, list_steps
+from gptjax.checkpoints.rotation import check_roll_back, find_last_kept
 from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.provenance import describe_environment_change
@@ -20,7 +20,7 @@ from gptjax.runs.run_dir import CHECKPOINTS, ENVIRONMENT
 from gptjax.sharding.devices import list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training import state as training_state
-from gptjax.training.stages import Stage
+from gptjax.training.stages import Phase, Stage
 from gptjax.training.state import TrainState
 
 Fingerprints = dict[str, str | None]
@@ -71,7 +71,7 @@ def restore_state(
     modules: Modules | None = None,
 ) -> TrainState | None:
     """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step(config.resume if isinstance(config.resume, int) else None)
+    step = checkpoints.choose_step()
     if step is None:
         return None
     saved = _read_saved_run(checkpoints.read_metadata(step), config, step, modules=modules)
@@ -108,7 +108,9 @@ def describe_other_rows(saved: SavedRun, config: TrainConfig, fingerprints: Fing
 def _describe_end(config: TrainConfig, step: int) -> list[str]:
     if step < config.steps:
         return _describe_ended_schedule(config)
-    return [f"  the run is complete: its last evaluation is repeated. --steps={2 * step}, say, goes on from here"]
+    is_evaluated = any(evaluator.should_run(step, steps=config.steps) for evaluator in config.evaluators)
+    repeated = ": its last evaluation is repeated" * is_evaluated
+    return [f"  the run is complete{repeated}. --steps={2 * step}, say, goes on from here"]
 
 
 def _describe_ended_schedule(config: TrainConfig) -> list[str]:
@@ -160,7 +162,10 @@ def _read_saved_run(metadata: dict[str, Any], config: TrainConfig, step: int, *,
 
 
 def find_saved_run(config: TrainConfig, modules: Modules | None = None) -> SavedRun | None:
-    """The checkpoint that a run will go on from, if it can be read; damage is reported later."""
+    """The checkpoint that a run will go on from, if it can be read; damage is reported later.
+
+    Only `force` needs to know it before: the batches of the steps so far depend on it. So it reads every byte.
+    """
     directory = config.directory / CHECKPOINTS
     back_to = config.resume if isinstance(config.resume, int) else None
     if any(directory.glob(f"*.after_{back_to}")):  # it has gone back, and goes on
@@ -169,11 +174,32 @@ def find_saved_run(config: TrainConfig, modules: Modules | None = None) -> Saved
     for step in reversed(list_steps(directory)):
         if back_to not in (None, step) or (last_kept is not None and step > last_kept):
             continue
+        is_lost = config.resume == "force" and find_damage_once(directory / str(step))
+        if is_lost or not is_complete(directory / str(step)):
+            continue
         try:
             return _read_saved_run(read_metadata(directory, step), config, step, modules=modules)
         except UserError:
             continue
     return None
+
+
+def choose_saved_run(
+    config: TrainConfig, checkpoints: CheckpointManager, fingerprints: Fingerprints, modules: Modules | None = None
+) -> tuple[TrainConfig, SavedRun | None]:
+    """The checkpoint that the run goes on from, once later and damaged ones are set aside; None without any.
+
+    The config is that of a run that has gone back, if it should. Raises before anything has moved where it would not be
+    the same run. All processes must call this.
+    """
+    if (found := find_saved_run(config, modules)) is not None:
+        check_same_run(config, found, fingerprints)
+    back_to = config.resume if isinstance(config.resume, int) else None
+    step = checkpoints.choose_step(back_to)
+    config = config if back_to is None else replace(config, resume="auto")
+    if step is None:
+        return config, None
+    return config, _read_saved_run(checkpoints.read_metadata(step), config, step, modules=modules)
 
 
 def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
@@ -182,7 +208,11 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     A schedule is as long as the steps at the run's first start, unless `schedule_steps` says otherwise. Epochs have the
     orders that they had. With `--resume=force` and another batch size, the steps so far become stages, so that no row
     is skipped or repeated.
+
+    Raises a `UserError` if the run should go back to a step that has no checkpoint, or a damaged one.
     """
+    if isinstance(config.resume, int):
+        check_roll_back(config.directory / CHECKPOINTS, config.resume)
     found = find_saved_run(config, modules)
     if found is None:
         return replace(
@@ -199,11 +229,10 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
-    if config.resume == "auto" and not config.stages and saved.stages and _continues_alike(saved, config, step):
-        return replace(config, batch_size=saved.batch_size, grad_accum=saved.grad_accum, stages=saved.stages)
-    if config.resume == "force" and saved.history_until(step) != config.history_until(step):
-        config = _keep_batches(saved, config, step)
-    return config
+    if saved.history_until(step) == config.history_until(step):
+        return config
+    is_alike = not config.stages and saved.stages and _continues_alike(saved, config, step)
+    return _keep_batches(saved, config, step) if is_alike or config.resume == "force" else config
 
 
 def _continues_alike(saved: TrainConfig, wanted: TrainConfig, step: int) -> bool:
@@ -211,8 +240,8 @@ def _continues_alike(saved: TrainConfig, wanted: TrainConfig, step: int) -> bool
 
     So a run whose batch was changed by `--resume=force` goes on by the command of that change.
     """
-    last, wanted_phase = saved.phases[-1], wanted.phases[-1]
-    return last.begin <= step and replace(last, begin=0) == replace(wanted_phase, begin=0)
+    last = saved.phases[-1]
+    return last.begin <= step and last.summary == wanted.phases[-1].summary
 
 
 def _check_rows(saved: TrainConfig, wanted: TrainConfig, step: int) -> None:
@@ -252,32 +281,50 @@ def _describe_packing(data: DataSource) -> str | None:
 
 
 def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainConfig:
-    """The wanted config from this step on, with the saved batches before it."""
-    before = tuple(stage for stage in saved.stages if stage.begin < step)
+    """The wanted config from this step on, with the saved batches before it.
+
+    Where the steps before learned alike already, as after an earlier change by `--resume=force`, no stage is added.
+    """
     now = next(phase for phase in reversed(wanted.phases) if phase.begin <= step)
-    change = Stage(
-        step,
-        batch_size=now.batch.size,
-        grad_accum=now.batch.grad_accum,
-        long_window=now.model_config.long_window,
-        short_window=now.model_config.short_window,
-        lr_scale=now.lr_scale,
-    )
-    later = tuple(stage for stage in wanted.stages if stage.begin > step)
+    begun = [phase for phase in saved.phases if phase.begin <= step]
+    if len(begun) > 1 and begun[-1].begin == step and begun[-1].summary != now.summary:
+        begun.pop()  # no step has learned so yet
+    last, grad_accum = begun[-1], saved.grad_accum
+    stages = [stage for stage in saved.stages if stage.begin <= last.begin]
+    if last.summary != now.summary:
+        stages = [*(stage for stage in stages if stage.begin < step), _make_stage(now, begin=step)]
+        print_once(
+            f"  --resume=force: the first {count_of(step, 'steps')} keep their batches; "
+            "what follows reads the rows after them"
+        )
+    elif last.batch.grad_accum != now.batch.grad_accum:
+        if stages:
+            stages[-1] = replace(stages[-1], grad_accum=now.batch.grad_accum)
+        else:
+            grad_accum = now.batch.grad_accum
     # Stages that leave the batch unset take the config's, which is the saved one from now on.
-    later = tuple(
+    later = [
         replace(
             stage,
             batch_size=wanted.batch_size if stage.batch_size is None else stage.batch_size,
             grad_accum=wanted.grad_accum if stage.grad_accum is None else stage.grad_accum,
         )
-        for stage in later
+        for stage in wanted.stages
+        if stage.begin > step
+    ]
+    return replace(wanted, batch_size=saved.batch_size, grad_accum=grad_accum, stages=(*stages, *later))
+
+
+def _make_stage(phase: Phase, *, begin: int) -> Stage:
+    """The settings of a phase, from another step on."""
+    return Stage(
+        begin,
+        batch_size=phase.batch.size,
+        grad_accum=phase.batch.grad_accum,
+        long_window=phase.model_config.long_window,
+        short_window=phase.model_config.short_window,
+        lr_scale=phase.lr_scale,
     )
-    print_once(
-        f"  --resume=force: the first {count_of(step, 'steps')} keep their batches; "
-        "what follows reads the rows after them"
-    )
-    return replace(wanted, batch_size=saved.batch_size, grad_accum=saved.grad_accum, stages=(*before, change, *later))
 
 
 def describe_rate_change(saved: TrainConfig, config: TrainConfig, step: int) -> list[str]:

@@ -6,9 +6,7 @@
 import contextlib
 import functools
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,10 +40,11 @@ from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
-from gptjax.process.console import print_once
+from gptjax.process.console import print_once, warn_once
+from gptjax.runs.saved_tokenizer import list_recorded, read_saved_tokenizer
 from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer
 
 if TYPE_CHECKING:
     from gptjax.finetuning import adapters
@@ -60,6 +59,7 @@ METRICS = "metrics.jsonl"
 CONSOLE_LOG = "console.log"
 ENVIRONMENT = "environment.json"
 CONFIG_FILE = "config.json"
+CONFIG_SOURCE = "config.py"
 TOKENIZER_FILE = "tokenizer.json"
 REFERENCE = "reference"
 """The directory of a reference's log-probabilities, with a `REFERENCE_FILE` and the files whose sums that lists."""
@@ -102,8 +102,9 @@ class RunDir:
 
         Args:
             imports: modules or Python files that define classes of the run's config. They are imported.
-            load_data_tokenizer: the run goes on, and writes its tokenizer again. The data's one, if it is the same,
-                takes the place of one that is damaged or missing.
+            load_data_tokenizer: the run goes on, with this tokenizer of its data, and needs one.
+
+        A damaged tokenizer is replaced by the same one of the data, or of the run whose weights this one began with.
 
         Raises:
             UserError: something is missing or is not a run's.
@@ -111,8 +112,11 @@ class RunDir:
         directory = expand_path(path).absolute()
         damaged = _find_damaged_files(directory)
         content = _read_config(directory, damage=damaged.get(CONFIG_FILE))
-        tokenizer = _read_tokenizer(directory, damaged, load_data_tokenizer)
         modules = imports if isinstance(imports, Mapping) else import_modules(imports)
+        goes_on = load_data_tokenizer is not None
+        own = [("the data", load_data_tokenizer)] if goes_on else []
+        recorded = list_recorded(content, modules)
+        tokenizer = read_saved_tokenizer(directory, damaged, [*own, *recorded], goes_on=goes_on)
         run = cls(directory, content, tokenizer, modules)
         _ = run.model_config
         return run
@@ -233,7 +237,7 @@ def write_run_files(
     sync_path(directory)
     contents = {ENVIRONMENT: json.dumps(collect_environment(list_device_kinds()), indent=2) + "\n", **(others or {})}
     if source is not None:
-        contents["config.py"] = source
+        contents[CONFIG_SOURCE] = source
     if tokenizer is not None:
         tokenizer.save(directory)
     contents[CONFIG_FILE] = json.dumps(to_json(config), indent=2) + "\n"
@@ -242,6 +246,18 @@ def write_run_files(
     references = [str(path.relative_to(directory)) for path in list_references(directory)]
     names = [name for name in (*contents, *SAVED_FILES, *references) if (directory / name).is_file()]
     write_sums(directory, sum_files(directory, names) | reports)
+
+
+def warn_of_changed_files(directory: Path) -> None:
+    """Print a warning for each file beside the checkpoints that is not as it was written, before a run replaces it."""
+    try:
+        sums = (read_sums(directory) or ({}, {}))[0]
+    except DamagedFileError as error:
+        print_once(f"warning: {error}. It is written again")
+        return
+    written = (CONFIG_FILE, CONFIG_SOURCE, ENVIRONMENT, *SAVED_FILES)
+    for line in find_damage(directory, {name: sums[name] for name in written if name in sums}):
+        print_once(f"warning: {line}. It is written again")
 
 
 def list_references(directory: Path) -> list[Path]:
@@ -254,7 +270,7 @@ def _find_damaged_files(directory: Path) -> dict[str, str]:
     try:
         found = read_sums(directory)
     except DamagedFileError as error:
-        print_once(f"warning: {error}. So changes of config and tokenizer do not show", to_stderr=True)
+        warn_once(f"{error}. So changes of config and tokenizer do not show")
         return {}
     sums = {name: file_sum for name, file_sum in (found[0] if found else {}).items() if name in _READ_FILES}
     return {name: lines[0] for name, file_sum in sums.items() if (lines := find_damage(directory, {name: file_sum}))}
@@ -284,44 +300,9 @@ def _read_saved_config(directory: Path, damage: str) -> Any:
     for step in reversed(list_steps(directory / CHECKPOINTS)):
         with contextlib.suppress(UserError, KeyError):
             content = read_metadata(directory / CHECKPOINTS, step)["config"]
-            print_once(f"warning: {damage}. The config of checkpoint {step} is used instead", to_stderr=True)
+            warn_once(f"{damage}. The config of checkpoint {step} is used instead")
             return content
     raise UserError(f"{damage}. No checkpoint has a copy of it. Give the directory of a run.")
-
-
-def _read_tokenizer(
-    directory: Path, damaged: Mapping[str, str], load_data_tokenizer: Callable[[], Tokenizer | None] | None
-) -> Tokenizer | None:
-    """The run's tokenizer. Raises a UserError for a damaged one; a removed one is only missed where a run goes on."""
-    lines = {name: damaged[name] for name in SAVED_FILES if name in damaged}
-    goes_on = load_data_tokenizer is not None
-    found = _restore_tokenizer(directory, lines, load_data_tokenizer()) if lines and goes_on else None
-    wrong = [name for name in lines if goes_on or (directory / name).exists()]
-    if wrong and found is None:
-        raise UserError(
-            f"{lines[wrong[0]]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
-        )
-    for line in lines.values():
-        print_once(f"warning: {line}{'. That of the data is used' * goes_on}", to_stderr=True)
-    if found is None and (directory / TOKENIZER_FILE).is_file():
-        return load_tokenizer(directory / TOKENIZER_FILE)
-    return found
-
-
-def _restore_tokenizer(directory: Path, lost: Collection[str], candidate: Tokenizer | None) -> Tokenizer | None:
-    """The tokenizer with files that a candidate writes in place of these; None if they are not byte for byte those."""
-    sums, _ = read_sums(directory) or ({}, {})
-    with tempfile.TemporaryDirectory() as temporary:
-        restored = Path(temporary)
-        if candidate is not None:
-            candidate.save(restored)
-        if find_damage(restored, {name: sums[name] for name in lost}):
-            return None
-        for name in set(SAVED_FILES).difference(lost):
-            (restored / name).unlink(missing_ok=True)
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, restored / name)
-        return load_tokenizer(restored / TOKENIZER_FILE)
 
 
 def write_imported_run(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.evaluators.evaluator import (
     EvalContext,
-    Evaluator,
+    Evaluators,
     Metrics,
     OpenEvaluator,
     list_metrics,
@@ -170,35 +170,10 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
     )
 
 
-@dataclass(frozen=True)
-class Evaluators:
-    """The evaluators of a run, opened."""
-
-    opened: tuple[tuple[Evaluator, OpenEvaluator], ...]
-    validation_fingerprint: str | None
-    """Identity of the validation tokens, if an evaluator reads them."""
-
-    def list_due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
-        """Those that run on the weights after `step` updates."""
-        return [evaluate for config, evaluate in self.opened if config.should_run(step, steps=steps)]
-
-    def describe(self) -> list[str]:
-        """The protocol of each evaluator that has one."""
-        texts = [getattr(evaluate, "describe", None) for _, evaluate in self.opened]
-        return [describe() for describe in texts if describe is not None]
-
-
-def open_evaluators(
-    config: TrainConfig,
-    tokenizer: Tokenizer | None,
-    mesh: MeshConfig,
-    *,
-    frozen: GPT | None = None,
-    read_spec: ReadSpec | None = None,
-) -> Evaluators:
+def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
     """Open each evaluator of the config. Raises a `UserError` if a metric is waited for that none can measure."""
-    read_spec = read_spec or make_read_spec(config, tokenizer)
-    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
+    spec = make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, read_spec=spec)
     check_evaluator_names(config.evaluators)
     found = [(each, open_or_skip(each, context, is_required=config.require_validation)) for each in config.evaluators]
     opened = tuple((each, run) for each, run in found if run is not None)
@@ -206,7 +181,7 @@ def open_evaluators(
     if not any(may_measure(evaluator, metric) for evaluator, _ in opened):
         measured = {name for evaluator, _ in opened for name in list_metrics(evaluator)}
         check_best_metric(metric, measured, patience=config.patience)
-    return Evaluators(opened, context.validation_fingerprint)
+    return Evaluators(opened, context)
 
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:

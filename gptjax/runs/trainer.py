@@ -16,22 +16,22 @@ from gptjax.checkpoints.saver import Saver
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.evaluators.evaluator import may_measure
+from gptjax.data.source import ReadSpec, RowReader
+from gptjax.evaluators.evaluator import Evaluators, may_measure
 from gptjax.evaluators.metric_names import check_best_metric
 from gptjax.metrics.logger import MetricLogger
-from gptjax.objectives.preference import ReferenceObjective
 from gptjax.process import restarts
 from gptjax.process.console import keep_console_log, print_once
 from gptjax.process.diagnosis import keep_reports_in
 from gptjax.process.early_exit import stop_status
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
-from gptjax.runs.reference import FrozenModel, prepare_frozen_model, watch_reference
-from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
+from gptjax.runs.data_check import make_data_check
+from gptjax.runs.reference import FrozenModel, prepare_frozen_model
+from gptjax.runs.refused_start import hold_run
+from gptjax.runs.resume import Fingerprints, choose_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
-from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, write_run_files
-from gptjax.runs.run_lock import run_lock
+from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, warn_of_changed_files, write_run_files
 from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
 from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
@@ -77,6 +77,7 @@ def train(
                     held=held,
                 )
             except StopRequested as stop:
+                shutdown.wait_for_announcement()
                 return _stop_before_begin(stop, shutdown.place, command)
         if stopped is not None and stopped.signal is None:
             print_once(f"stopped: {stopped.reason}")
@@ -111,22 +112,20 @@ def _train(
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
-    config.check_mesh(mesh)
-    held.enter_context(run_lock(config.directory))
+    evaluators = _open_parts(config, tokenizer, mesh)
+    held.enter_context(hold_run(config.directory))
     with mesh.activate(), _open_checkpoints(config) as checkpoints:
-        keep_reports_in(config.directory)
-        if jax.process_index() == 0:
-            keep_console_log(config.directory / CONSOLE_LOG)
+        _keep_output(config)
         fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
+        fingerprints["validation"] = evaluators.validation_fingerprint
         check_same_command(config, fingerprints)
-        if (saved := find_saved_run(config, modules)) is not None:
-            check_same_run(config, saved, fingerprints)
+        config, saved = choose_saved_run(config, checkpoints, fingerprints, modules)
         frozen = prepare_frozen_model(config, read_spec, mesh, saved=saved, modules=modules)
-        if frozen.read_spec != read_spec:
+        if frozen.fingerprints:
             read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
-        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
-        fingerprints |= (opened := {"validation": evaluators.validation_fingerprint} | frozen.fingerprints)
-        check_same_content(opened)
+            evaluators = evaluators.reopen(frozen.model, read_spec)
+            check_same_content(frozen.fingerprints)
+            fingerprints |= frozen.fingerprints
         return _Run(
             mesh=mesh,
             tokenizer=tokenizer,
@@ -142,6 +141,21 @@ def _train(
         ).train(config, reader, read_spec)
 
 
+def _open_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
+    """Refuse what can be refused before anything is written or computed."""
+    config.check_mesh(mesh)
+    config.log.check()
+    with mesh.activate():
+        return startup.open_evaluators(config, tokenizer, mesh)
+
+
+def _keep_output(config: TrainConfig) -> None:
+    """From now on the run directory has what is printed and what is reported."""
+    keep_reports_in(config.directory)
+    if jax.process_index() == 0:
+        keep_console_log(config.directory / CONSOLE_LOG)
+
+
 def _open_checkpoints(config: TrainConfig) -> CheckpointManager:
     """The checkpoints of a run, whose logs reach the disk before one of them counts."""
     logs = partial(list_logs, config.directory)
@@ -154,7 +168,7 @@ class _Run:
 
     mesh: MeshConfig
     tokenizer: Tokenizer | None
-    evaluators: startup.Evaluators
+    evaluators: Evaluators
     frozen: FrozenModel
     fingerprints: Fingerprints
     checkpoints: CheckpointManager
@@ -197,6 +211,7 @@ class _Run:
         start = int(state.step)
         if jax.process_index() == 0:
             if rollback_record is None:
+                warn_of_changed_files(config.directory)
                 warn_of_changed_logs(config.directory)
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
         if rollback_record is None:
@@ -226,21 +241,6 @@ class _Run:
 def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
     check = make_data_check(config)
     return Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=check)
-
-
-def make_data_check(config: TrainConfig) -> Callable[[], None]:
-    """A function that raises a `UserError` if what the run or an evaluator reads has changed since it was opened."""
-    others = (getattr(evaluator, "data", None) for evaluator in config.evaluators)
-    sources = [config.data, *(data.resolve() for data in others if isinstance(data, DataSource))]
-    checks = [source.check for source in sources]
-    if isinstance(config.objective, ReferenceObjective):
-        checks.append(watch_reference(config.directory))
-
-    def check() -> None:
-        for each in checks:
-            each()
-
-    return check
 
 
 def _make_guard(
@@ -279,7 +279,7 @@ class _Loop:
     """What the steps of a run need."""
 
     config: TrainConfig
-    evaluators: startup.Evaluators
+    evaluators: Evaluators
     batches: BatchLoader
     train_step: Callable[[int], Any]
     log: MetricLogger

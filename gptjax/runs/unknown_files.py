@@ -3,11 +3,11 @@
 Other programs write them (`wandb/`), their owner has added them, or they are what is left of damaged checkpoints.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gptjax.checkpoints.integrity import list_steps, read_log_sums
-from gptjax.checkpoints.rotation import list_set_aside
+from gptjax.checkpoints.rotation import list_marks, list_set_aside
 from gptjax.core.directory_identity import LOCK
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.file_sums import SUM_SUFFIX, SUMS_FILE, DamagedFileError, list_files, read_sums
@@ -20,16 +20,17 @@ _MARKS = (LOCK, VERIFIED_FILE)
 """Files by which commands know of each other. They have no sums, and no result depends on them."""
 
 
-def list_unknown(directory: Path) -> list[str]:
+def list_unknown(directory: Path, *, besides: Collection[Path] = ()) -> list[str]:
     """Paths inside the directory, sorted; one for a directory in which nothing is known.
 
-    Returns [] where the list of what is known is damaged itself.
+    What is in the directories `besides` is left out. Returns [] where the list of what is known is damaged itself.
     """
     try:
         known = set(_list_known(directory))
     except (DamagedFileError, UserError):
         return []
-    return list(_group(directory, directory, known))
+    inner = {path for path in besides if path != directory}
+    return list(_group(directory, directory, known, inner, {above for path in inner for above in path.parents}))
 
 
 def _list_known(directory: Path) -> Iterator[Path]:
@@ -41,6 +42,7 @@ def _list_known(directory: Path) -> Iterator[Path]:
         yield from (directory / name for name in names)
     checkpoints = directory / CHECKPOINTS
     places = [*(checkpoints / str(step) for step in list_steps(checkpoints)), *list_set_aside(checkpoints)]
+    yield from list_marks(checkpoints)
     for place in (directory, *places):
         found = read_sums(place)
         # `verify` says of a checkpoint without sums that it has none.
@@ -52,15 +54,17 @@ def _list_known(directory: Path) -> Iterator[Path]:
         yield from (reference, *reference.parent.glob("*.npy"))
 
 
-def _group(folder: Path, root: Path, known: set[Path]) -> Iterator[str]:
-    """What is not known in a folder of `root`."""
+def _group(folder: Path, root: Path, known: set[Path], besides: set[Path], above: set[Path]) -> Iterator[str]:
+    """What is not known in a folder of `root`, without `besides`. `above` are the directories above these."""
     for path in sorted(folder.iterdir()):
+        if path in besides:
+            continue
         if not path.is_dir():
             if path not in known and path.name not in _MARKS:
                 yield str(path.relative_to(root))
             continue
         files = [file for file in path.rglob("*") if file.is_file()]
-        if known.isdisjoint(files) and files:
+        if path not in above and known.isdisjoint(files) and files:
             yield f"{path.relative_to(root)}/ ({count_of(len(files), 'files')})"
-        elif files:
-            yield from _group(path, root, known)
+        elif files or path in above:
+            yield from _group(path, root, known, besides, above)

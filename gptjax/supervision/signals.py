@@ -31,6 +31,8 @@ from gptjax.sharding.distributed import count_processes
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 GRACE_SECONDS = 3.0
 """Time in which the main thread may end by itself when there is nothing to save."""
+ANNOUNCE_SECONDS = 1.0
+"""Time in which the thread that hears signals says so."""
 REPEAT_SECONDS = 0.5
 """A second Ctrl-C or SIGTERM within this time belongs to the first: a launcher may pass one on that all have got."""
 _ENDS_AT_ONCE = (signal.SIGINT, signal.SIGTERM)
@@ -66,6 +68,7 @@ class GracefulShutdown:
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self._previous_wakeup = -1
         self._tell_jax: Callable[[int], object] | None = None
+        self._announced = threading.Event()
 
     def __enter__(self) -> "GracefulShutdown":
         numbers = list_stop_signals()
@@ -116,6 +119,11 @@ class GracefulShutdown:
         finally:
             self._may_raise = False
 
+    def wait_for_announcement(self) -> None:
+        """Let the thread say first which signal it has heard. What follows from it comes after that line."""
+        if self._wakeup is not None:
+            self._announced.wait(ANNOUNCE_SECONDS)
+
     def get_signal(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes; None if there is none."""
         if count_processes() == 1:
@@ -160,6 +168,7 @@ class GracefulShutdown:
                     self._received = self._received or number
                     self._pass_on()
                     self._announce(number)
+                    self._announced.set()
                 if number not in _ENDS_AT_ONCE:  # a scheduler's warning, which a SIGTERM follows while the run saves
                     continue
                 if time.monotonic() - asked_at >= REPEAT_SECONDS:
