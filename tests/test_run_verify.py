@@ -284,6 +284,8 @@ def test_run_that_has_saved_nothing_is_no_damage(tmp_path: Path, capsys: pytest.
     write_run_files(run, tiny_config(tmp_path / "shards"), tokenizer())
     main([str(run)])
     assert f"{run}: has no checkpoint: none was saved, or none is left" in capsys.readouterr().out
+    (run / CHECKPOINTS / "4.damaged").mkdir()
+    assert verify(run) == [f"{run}/checkpoints has no whole checkpoint left, only what was passed over: 4.damaged"]
 
 
 def test_verify_refuses_what_is_no_run(tmp_path: Path):
