@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipelines.conversations.block_encoder import BlockEncoder, ExampleKind, Task
 from data_pipelines.encode.encoder import Limits
-from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, parse_split
+from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, Tail, parse_split
 from data_pipelines.encode.worker_pool import Workers, map_on_cores
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
@@ -61,8 +61,9 @@ class PrepareScored(ShardOptions):
         super().__post_init__()
         require_at_least(1, processes=self.processes)
         parse_renaming(self.rename_fields)
-        if self.split is not None and not isinstance(parse_split(self.split), HashFraction | AllTo):
-            raise UserError(f"--split={self.split}: wanted hash:F or none.")
+        if self.split is not None and not isinstance(rule := parse_split(self.split), HashFraction | AllTo):
+            meant = f" Write --split=hash:{rule.fraction:g}." if isinstance(rule, Tail) else ""
+            raise UserError(f"--split={self.split}: wanted hash:F or none.{meant}")
 
     @property
     def renamed(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Annotated
 import tyro
 
 from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
-from gptjax.checkpoints.rotation import list_set_aside
+from gptjax.checkpoints.rotation import list_passed_over, list_set_aside
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.file_sums import (
@@ -259,7 +259,10 @@ def _verify_checkpoints(directory: Path) -> list[str]:
             problems.append(line)
         else:  # to save space
             print(f"note: {line}")
-    if (directory / CONFIG_FILE).is_file() and checkpoints.is_dir() and not existing:
+    if not existing and (passed_over := list_passed_over(checkpoints)):
+        names = ", ".join(path.name for path in passed_over)
+        problems.append(f"{checkpoints} has no whole checkpoint left, only what was passed over: {names}")
+    elif (directory / CONFIG_FILE).is_file() and checkpoints.is_dir() and not existing:
         print(f"{directory}: has no checkpoint: none was saved, or none is left")
     for path in (*(checkpoints / str(step) for step in existing), *list_set_aside(checkpoints)):
         damage = find_checkpoint_damage(path)

@@ -36,7 +36,7 @@ def compute(inputs: AttentionInputs, options: AttentionOptions, **optional: Any)
     return attend(inputs, options, kernel="xla", mesh=MeshConfig(), **optional)
 
 
-def numpy_attention(inputs: AttentionInputs, options: AttentionOptions, segments: Array | None = None) -> np.ndarray:
+def numpy_attention(inputs: AttentionInputs, options: AttentionOptions, segments: Any = None) -> np.ndarray:
     q, k, v = (np.asarray(x, np.float64) for x in inputs[:3])
     segments = None if segments is None else np.asarray(segments)
     out = np.zeros(q.shape)

@@ -115,6 +115,7 @@ FIELDS = [
     {"conversation": [["Human", "Two and two?"], ["gpt", "Four."]]},
     {"conversations": [{"user": "Two and two?"}, {"assistant": "Four.", "user": None}]},
     {"prompt": LISTS[0][0], "response": LISTS[0][1]},
+    {"Messages": [{"Role": "User", "Content": "Two and two?"}, {"Role": "Chatbot", "Content": "Four."}]},
 ]
 TEXTS = [
     "### Human: Two and two?### Assistant: Four.",
@@ -156,6 +157,7 @@ def test_fields_may_be_renamed():
         ({"body": {"messages": LISTS[0]}, "id": 7}, "body.messages:messages"),
         ({"items": LISTS[1]}, "items:messages"),
         ({"conversation": {"turns": LISTS[0]}}, "conversation.turns:messages"),
+        ({"dialogue_id": 7, "asked": LISTS[1][:1], "ideal": ANSWER.content}, "asked:prompt,ideal:completion"),
         ({"request": {"messages": LISTS[0][:1]}, "reply": LISTS[0][1]}, "request.messages:prompt,reply:completion"),
     ):
         with pytest.raises(UserError, match=f"Say where its messages are: --rename-fields={flags}$"):

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import pytest
+from jax._src import config
 
 from gptjax.core.errors import exit_on_user_error
 from gptjax.process import process_end
@@ -66,7 +66,7 @@ def test_known_errors_are_explained_in_one_line(
 def test_variable_that_jax_refuses_at_its_import_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "many")
     with pytest.raises(ValueError, match="many") as failed:
-        jax._src.config.int_env("JAX_NUM_CPU_DEVICES", 1)
+        config.int_env("JAX_NUM_CPU_DEVICES", 1)
     said = "JAX_NUM_CPU_DEVICES of JAX has a value that it does not take: many. Correct or unset it."
     assert said in str(explain_wrong_variable(failed.value))
     assert explain_wrong_variable(ValueError("another")) is None

@@ -1,3 +1,5 @@
+import os
+
 import jax
 import pytest
 
@@ -139,6 +141,17 @@ def test_node_list_with_text_behind_its_bracket_names_the_first_node(calls: list
 def test_waiting_says_for_whom_and_how_long(calls: list[dict], capsys: pytest.CaptureFixture[str]):
     initialize_distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"})
     assert "process 2 of 4: waiting for all of them at a:1, for up to 300 s" in capsys.readouterr().err
+
+
+def test_other_processes_are_not_looked_for_through_a_proxy(monkeypatch: pytest.MonkeyPatch):
+    during: list[str | None] = []
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: during.append(os.environ.get("http_proxy")))
+    monkeypatch.setattr(distributed, "hold_native_output", NoOutput)
+    monkeypatch.setattr(distributed, "_watch_others", lambda *_: None)
+    initialize_distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
+    assert during == [None]
+    assert os.environ["http_proxy"] == "http://proxy:3128"
 
 
 def test_process_that_does_not_come_is_one_line(monkeypatch: pytest.MonkeyPatch):

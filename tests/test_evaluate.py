@@ -105,7 +105,7 @@ def test_training_split_is_evaluated_on_request(
     shards = write_shards(tmp_path / "shards", {"train": [tokenizer().encode(text_of(9))]}, own=tokenizer())
     said = read_error(capsys, f"--checkpoint={run.directory}", f"--data={shards}")
     assert "no files of the split 'val'" in said
-    assert "gptjax.evaluate has --text and --split=train" in said
+    assert "evaluate with --text or --split=train" in said
     (tmp_path / "text.txt").write_text(text_of(9))
     wanted = evaluate_run(run, text=str(tmp_path / "text.txt"))["val_loss"]
     assert evaluate_run(run, data=str(shards), split="train")["val_loss"] == wanted

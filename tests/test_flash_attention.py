@@ -58,12 +58,12 @@ def attend_packed(
     np.testing.assert_array_equal(q_offsets, kv_offsets)
     assert q_offsets.shape == (len(q), q_seqlen.shape[1] + 1)
     assert q.shape == k.shape == v.shape
-    q, k, v = map(np.asarray, (q, k, v))
+    arrays: Any = tuple(map(np.asarray, (q, k, v)))
     y, one = np.zeros(q.shape, np.float32), AttentionOptions(options["scale"], options["sliding_window_length"])
     for row, place in np.ndindex(*q_seqlen.shape):
         if (size := int(q_seqlen[row, place])) > 0:
             part = (slice(row, row + 1), slice(start := int(q_offsets[row, place]), start + size))
-            y[part] = numpy_attention(AttentionInputs(q[part], k[part], v[part]), one)
+            y[part] = numpy_attention(AttentionInputs(*(x[part] for x in arrays)), one)
     return jnp.asarray(y)
 
 

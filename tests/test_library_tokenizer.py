@@ -378,6 +378,7 @@ def test_a_models_directory_gives_its_tokenizer(
         read_tokenizer(directories["llama"], vocab_size=100)
 
 
+@pytest.mark.parity
 def test_a_gguf_of_it_is_refused(loaded: dict[str, LibraryTokenizer]) -> None:
     pytest.importorskip("gguf")
     config = GPTConfig(activation="gelu_tanh", vocab_size=loaded["qwen"].vocab_size)

@@ -132,7 +132,9 @@ def test_checkpoint_that_is_gone_since_the_end_of_a_run_is_named(run: Path, caps
     assert verify(run) == []
     assert f"note: {first} is missing; it was there when the run ended" in capsys.readouterr().out
     second.rename(second.with_name("2.damaged"))
-    assert verify(run) == [f"{first} is missing; it was there when the run ended"]
+    missing, none_left = verify(run)
+    assert missing == f"{first} is missing; it was there when the run ended"
+    assert none_left == f"{run}/checkpoints has no whole checkpoint left, only what was passed over: 2.damaged"
     shutil.rmtree(run / CHECKPOINTS)
     assert [str(path) in line for path, line in zip((first, second), verify(run), strict=True)] == [True, True]
     warn_of_changed_logs(run)

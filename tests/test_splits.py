@@ -153,6 +153,14 @@ def test_corpus_identity_names_the_split(spec):
     assert Corpus(Texts("a"), spec).identity() == {"source": ["a"], "split": spec}
 
 
+@pytest.mark.parametrize(
+    ("spec", "part"), [("0.1", "0.1"), ("90/10", "0.1"), ("0.98,0.02", "0.02"), ("969,30,1", "0.03")]
+)
+def test_parse_split_reads_the_part_of_other_programs(spec, part):
+    with pytest.raises(UserError, match=f"Write hash:{part} for that part of the documents"):
+        parse_split(spec)
+
+
 WRONG = ["hash", "tail:0", "tail:1.5", "head:0.1", "hash:x", "", "random:0/5/1", "random:5/5/1", "random:1/5"]
 
 

@@ -25,6 +25,7 @@ from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW, Constant
 from gptjax.process.restarts import SUPERVISED_VARIABLE
 from gptjax.runs.data_check import make_data_check
+from gptjax.runs.refused_start import hold_run
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
@@ -192,6 +193,21 @@ def test_refused_start_leaves_what_was_there(
         train(config)
     assert [path.name for path in config.directory.iterdir()] == ["notes.txt"]
     assert "reference: computing" not in capsys.readouterr().out
+
+
+def test_refused_start_keeps_a_record_that_it_has_moved(tmp_path: Path) -> None:
+    record, moved = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.before"
+    record.write_text("{}\n")
+
+    def start() -> None:
+        with hold_run(tmp_path):
+            record.rename(moved)
+            record.touch()
+            raise UserError("refused")
+
+    with pytest.raises(UserError, match="refused"):
+        start()
+    assert moved.read_text() == "{}\n"
 
 
 def test_resume_never_refuses_an_existing_run(finished: TrainConfig) -> None:

@@ -109,7 +109,7 @@ def prepare_answers(root: Path) -> None:
 def flip_bytes(file: Path) -> Iterator[str]:
     """Flip one bit of a byte at several places of a file, one after another, and put it back."""
     content = file.read_bytes()
-    for place in sorted({0, len(content) // 3, len(content) // 2, len(content) - 1}):
+    for place in sorted({0, len(content) // 2, len(content) - 1}):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         yield f"byte {place} of {file}"
     file.write_bytes(content)

@@ -135,15 +135,17 @@ def parse_split(spec: str) -> SplitRule | Tail:
     with contextlib.suppress(ValueError):
         if kind in ("hash", "tail") and 0 < (fraction := float(number)) < 1:
             return HashFraction(fraction) if kind == "hash" else Tail(fraction)
-    meant = f" Write hash:{spec} for that part of the documents." if not number and 0 < _to_number(kind) < 1 else ""
+    part = _read_part(spec)
+    meant = f" Write hash:{part:g} for that part of the documents." if 0 < part < 1 else ""
     forms = "hash:F or tail:F with F between 0 and 1, random:K/N/SEED (K < N) or none"
     raise UserError(f"split {spec!r}: wanted {forms}.{meant}")
 
 
-def _to_number(text: str) -> float:
-    """The number of a text; 0 for what is none."""
-    with contextlib.suppress(ValueError):
-        return float(text)
+def _read_part(spec: str) -> float:
+    """The part for validation of `0.1`, of `90/10`, or of Megatron-LM's `969,30,1`; 0 for what is none of these."""
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        numbers = [float(number) for number in re.split(r"[/,]", spec)]
+        return round(numbers[1] / sum(numbers), 4) if len(numbers) > 1 else numbers[0]
     return 0.0
 
 

@@ -74,16 +74,21 @@ def list_columns(names: Collection[str]) -> tuple[str, ...]:
 
 def suggest_path(record: Any) -> str:
     """What a message adds for messages that are under a name that is not known, or inside other fields."""
-    lists, answers = list[str](), list[str]()
-    for path, value in _list_values(record, ""):
-        if is_message(value) and str(value.get("role", value.get("from"))) in ("assistant", "gpt"):
-            answers.append(path)
-        elif isinstance(value, list) and value and is_message(value[0]):
-            lists.append(path)
-    if len(lists) != 1 or len(answers) > 1:
+    values = dict(_list_values(record, ""))
+    lists = [path for path, value in values.items() if isinstance(value, list) and value and is_message(value[0])]
+    if len(lists) != 1:
         return ""
-    names = f"{lists[0]}:prompt,{answers[0]}:completion" if answers else f"{lists[0]}:messages"
+    names = f"{lists[0]}:messages"
+    if not any(map(_is_answer, values[lists[0]])):
+        answers = [path for path, value in values.items() if _is_answer(value)]
+        answers = answers or [path for path, value in values.items() if isinstance(value, str) and "." not in path]
+        names = f"{lists[0]}:prompt,{answers[0] if len(answers) == 1 else 'NAME'}:completion"
     return f" Say where its messages are: --rename-fields={shlex.quote(names)}"
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether a value is a message of the assistant."""
+    return is_message(value) and str(value.get("role", value.get("from"))).lower() in ("assistant", "gpt", "model")
 
 
 def plain_name(name: object) -> str:
@@ -95,7 +100,8 @@ def parse_renaming(spec: str | None) -> dict[str, str]:
     """The names of `--rename-fields=Q:prompt,A:completion`. Raises `UserError` for another form."""
     pairs = [pair.rpartition(":") for pair in spec.split(",")] if spec else []
     if not all(old.strip() and new.strip() for old, _, new in pairs):
-        raise UserError(f"--rename-fields={spec}: wanted NAME:NEW, several with commas, such as Q:prompt,A:completion.")
+        meant = (spec or "").replace("=", ":") if "=" in (spec or "") else "Q:prompt,A:completion"
+        raise UserError(f"--rename-fields={spec}: wanted NAME:NEW, several with commas, such as {meant}.")
     return {old.strip(): new.strip() for old, _, new in pairs}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from gptjax.cli.explanations import find_explanation, read_explanations
-from gptjax.cli.flag_synonyms import FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
+from gptjax.cli.flag_synonyms import EXAMPLES, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
 from gptjax.cli.flags import (
     FALSE,
     TRUE,
@@ -61,6 +61,8 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
         if flags[known].positional:
             return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
         problem = _explain_value(known, values, flags[known])
+        if problem and values and (told := find_explanation([f"{known}={values[0].lower()}"], flags)):
+            problem = f"{problem} {told}"
         if problem and (parts := _list_parts(known, values, flags)):  # --mesh=data=4,fsdp=2
             problem = f"--{known}={quote(values[0])}: each part has its flag. Write {' '.join(parts)}."
         if problem and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
@@ -113,7 +115,10 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
     if not is_text and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
-    if name == "tasks":
+    endings = {os.path.splitext(value)[1] for value in given}
+    if name.endswith("source") and len(endings) == 1 and any(endings):
+        hint = f"Several files are a directory or a quoted pattern: --{name}='*{endings.pop()}'."
+    if name in ("tasks", "special-tokens"):
         hint = f"Several are separated by commas: --{name}={_spell(','.join(given))}."
     if flags[name].appends:
         hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
@@ -305,13 +310,13 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
     if flag.is_switch:
         return write_switch(name, value is None or value.lower() not in FALSE)
     if value in (None, ""):
-        return f"--{name}={_example(flag)}"
+        return f"--{name}={EXAMPLES.get(name) or _example(flag)}"
     written = FORMS[name].format(value) if name in FORMS and _is_number(value) else normalize_value(str(value), flag)
     if _explain_value(name, [written], flag) is not None:
         if str(value).lower() in FALSE and (types.NoneType in flag.types or "none" in flag.choices):
             return f"--{name}=none"
         close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.87)  # float64 is not float16
-        written = close[0] if close else "|".join(flag.choices) or _example(flag)
+        written = close[0] if close else "|".join(flag.choices) or EXAMPLES.get(name) or _example(flag)
         return f"--{name}={quote(written)}"
     return f"--{name}={_spell(written)}"
 

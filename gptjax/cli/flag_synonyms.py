@@ -133,6 +133,8 @@ SWITCHED_ON = {
 """What a flag is where it is typed like a switch."""
 FORMS = {"split": "hash:{}", "tokenizer": "bpe:{}"}
 """How a number is written that other programs give to such a flag."""
+EXAMPLES = {"processes": "4"}
+"""Values that fit a flag better than the example of its type."""
 VALUES = {
     "bf16": "bfloat16",
     "fp32": "float32",

@@ -28,6 +28,7 @@ class _Start:
         self._directory = directory
         self._before = {path.name for path in directory.iterdir()} if directory.is_dir() else set[str]()
         self._missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        self._had_begun = self._has_begun()  # a new beginning may have moved its record
 
     @contextlib.contextmanager
     def undo(self) -> Iterator[None]:
@@ -38,7 +39,7 @@ class _Start:
         try:
             yield
         except UserError:
-            if jax.process_index() == 0 and not self._has_begun():
+            if jax.process_index() == 0 and not (self._had_begun or self._has_begun()):
                 with contextlib.suppress(OSError):
                     self._remove()
             raise

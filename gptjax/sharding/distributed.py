@@ -18,7 +18,7 @@ from gptjax.core.xla_flags import check_xla_flags
 from gptjax.process.early_exit import REQUEUE_STATUS
 from gptjax.process.native_output import NativeOutput, hold_native_output, read_native_output, release_native_output
 from gptjax.process.process_end import end_at_abort, end_process, set_peers
-from gptjax.sharding.joining import CLIENT_SECONDS, JoinWatch, check_listening, end_registration
+from gptjax.sharding.joining import CLIENT_SECONDS, JoinWatch, check_listening, end_registration, without_proxies
 from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
@@ -88,6 +88,7 @@ def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: An
             waiting,
             warnings.catch_warnings(),
             end_registration(seconds),
+            without_proxies(),
             end_at_abort(native, lambda: waiting.explain(read_native_output())),
         ):
             # JAX looks for Kubernetes even if all is given, and warns in seven lines that it lacks a package for it.

@@ -6,6 +6,7 @@ aborts all that have come. Before, on Linux, the connections to it say how many 
 
 import contextlib
 import errno
+import os
 import re
 import socket
 import sys
@@ -123,6 +124,19 @@ class JoinWatch:
             if waited % PROGRESS_SECONDS == 0 and self._is_first and self._peers:
                 came = f"{self._peers.total()} of {self._count or '?'} processes are here after {waited:.0f} s"
                 print(f"{came} (from {', '.join(sorted(self._peers))})", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Inside the block no variable names a proxy. gRPC would look for the other processes through it, in vain.
+
+    A cluster may set `http_proxy` for all that its machines fetch.
+    """
+    found = {name: os.environ.pop(name) for name in [*os.environ] if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(found)
 
 
 @contextlib.contextmanager

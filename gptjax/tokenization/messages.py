@@ -9,7 +9,8 @@ from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.chat_template import FOLLOWERS, ROLES, Message
 
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}
+ROLE_NAMES |= {"chatbot": "assistant", "model": "assistant", "ai": "assistant", "developer": "system"}
+ROLE_NAMES |= {role: role for role in ROLES}
 """Names of roles in public sets, and those here."""
 ROLE_KEYS, CONTENT_KEYS = (
     ("role", "from", "speaker", "sender", "type"),
@@ -70,6 +71,8 @@ def _read_message(item: Any, *, where: str) -> Message:
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
     if name is None and role is None and (named := _name_parts(*known.items())) is not None:
         return _read_message(named, where=where)
+    if role is None and not known.keys() <= (plain := {key.lower(): value for key, value in known.items()}).keys():
+        return _read_message(plain, where=where)
     if name is None:
         advice = "" if role is None else " Write the one that it stands for in its place."
         wanted = f"wanted {', '.join(ROLES)}.{advice}"

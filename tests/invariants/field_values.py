@@ -304,8 +304,6 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
 """Another value of each other field, and the observation that it changes."""
 FIELDS = {(cls, name): (value, "program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in OTHERS.items() for name, line in names.items()}
-BESIDE_THE_MODEL = {InitConfig, AdamW, Muon, ParamGroup, NamedGroup, EMA, Constant, Cosine, Linear, WarmupStableDecay}
-"""Classes whose fields change the program as much if the model computes nothing."""
 NEEDS: dict[tuple[type, str], Callable[[TrainConfig], TrainConfig]] = {
     (GPTConfig, "qk_norm_scale"): replace_model(qk_norm=True),
     (LogConfig, "wandb_project"): lambda base: replace(base, log=replace(base.log, wandb="offline")),

@@ -47,9 +47,9 @@ from gptjax.finetuning.adapters import add_adapters
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.loggers import Logger
 from gptjax.metrics.throughput import RunCost
-from gptjax.model.config import GPTConfig
+from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
-from gptjax.objectives.objective import MicroBatch, Objective
+from gptjax.objectives.objective import SFT, MicroBatch, NextToken, Objective
 from gptjax.optim import (
     AdamW,
     Cosine,
@@ -67,7 +67,7 @@ from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.state import TrainState, abstract_state, create_state
 
-from .field_values import BESIDE_THE_MODEL, FIELDS, NEEDS, REFUSED, SECTIONS, place_section
+from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
 PROTOCOLS = (DataSource, Evaluator, Logger, Objective, Optimizer, Schedule)
 EVALUATORS = (bigram, samples, validation)
@@ -116,6 +116,11 @@ class SumOfWeights:
 
     def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: Any = None) -> tuple[jax.Array, jax.Array]:
         return sum(map(jnp.sum, jax.tree.leaves(model)), jnp.float32(0)), jnp.int32(batch["targets"].size)
+
+
+def needs_forward_pass(cls: type, name: str) -> bool:
+    """Whether a field changes what the model or the loss computes."""
+    return cls in (GPTConfig, ComputeConfig, NextToken, SFT) or name.endswith("_window")
 
 
 def open_batches(config: TrainConfig, mesh: MeshConfig, own: Tokenizer | None = None) -> BatchLoader:
@@ -385,7 +390,7 @@ def test_another_value_changes_an_observation(
 ) -> None:
     value, observation = FIELDS[cls, name]
     base = NEEDS.get((cls, name), lambda base: base)(base)
-    if cls in BESIDE_THE_MODEL:
+    if observation == "program" and not needs_forward_pass(cls, name):
         base = replace(base, objective=SumOfWeights())
     section = SECTIONS[cls](base)
     assert value != getattr(section, name)

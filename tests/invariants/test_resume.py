@@ -31,7 +31,7 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.objectives.distillation import Distillation
-from gptjax.objectives.objective import SFT, NextToken, get_row_kind
+from gptjax.objectives.objective import SFT, NextToken, Objective, get_row_kind
 from gptjax.objectives.preference import DPO, IPO, ORPO, SimPO
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
@@ -280,7 +280,7 @@ def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_
 def get_fork_server() -> Any:
     """The fork server imports once all that trains, and forks for every run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptjax.runs.trainer"])
+    context.set_forkserver_preload(["gptjax.runs.trainer", "orbax.checkpoint", "grain", "tyro"])
     return context
 
 
@@ -348,23 +348,28 @@ def test_run_killed_many_times_ends_like_an_uninterrupted_one(shards: Path, tmp_
     kill_repeatedly(make_killed_config(shards, tmp_path, steps=300), kills=15, seed=seed)
 
 
-OBJECTIVES = {
-    "next_token": NextToken(),
-    "sft": SFT(),
-    "dpo_stored": DPO(),
-    "dpo_computed": DPO(store_reference=False),
-    "ipo": IPO(),
-    "simpo": SimPO(),
-    "orpo": ORPO(),
-    "distillation": Distillation(),
-}
+ALL, ADAPTERS = LoRA(), LoRA(rank=2)
+OBJECTIVES = [
+    ("next_token", NextToken(), ADAPTERS),
+    ("sft", SFT(), ALL),
+    ("dpo_stored", DPO(), ALL),
+    ("dpo_stored", DPO(), ADAPTERS),
+    ("dpo_computed", DPO(store_reference=False), ALL),
+    ("ipo_computed", IPO(store_reference=False), ADAPTERS),
+    ("simpo", SimPO(), ALL),
+    ("orpo", ORPO(), ADAPTERS),
+    ("distillation", Distillation(), ALL),
+    ("distillation", Distillation(), ADAPTERS),
+]
+"""Each objective, and what lies beside the checkpoint, stored or computed, both with and without adapters."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [LoRA(), LoRA(rank=2)], ids=["all", "lora"])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str, lora: LoRA, tmp_path: Path):
-    objective = OBJECTIVES[name]
+@pytest.mark.parametrize(
+    ("objective", "lora"),
+    [pytest.param(*row, id=f"{name}-{'adapters' if row[1].enabled else 'all'}") for name, *row in OBJECTIVES],
+)
+def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(objective: Objective, lora: LoRA, tmp_path: Path):
     pairs = get_row_kind(objective) == "pairs"
     draw = draw_pairs if pairs else draw_documents
     splits = {split: draw(200, seed=seed) for seed, split in enumerate(("train", "val"))}
@@ -372,7 +377,7 @@ def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str,
     data = PreferenceShards(str(shards)) if pairs else TokenShards(str(shards), packing="best_fit_truncate")
     start = tmp_path / "start"
     config = make_killed_config(
-        shards, tmp_path / "runs", steps=300, model={"intra_document_mask": True}, data=data, init_from=str(start)
+        shards, tmp_path / "runs", steps=160, model={"intra_document_mask": True}, data=data, init_from=str(start)
     )
     write_imported_run(start, model=make_model(config.model), tokenizer=tokenizer())
     if isinstance(objective, Distillation):
