@@ -111,7 +111,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(partial, path)
         sync_path(path.parent)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        if error.errno is not None:  # writing into an open file names none
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
