@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, ReadContext
+from data_pipelines.readers.foreign_files import MARKUP
 from data_pipelines.readers.formats import array_records, arrow_files, json_lines
-from data_pipelines.readers.formats.foreign_files import MARKUP
 from data_pipelines.readers.formats.parquet import read_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, read_text

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.formats.foreign_files import MAKE_TEXT, MARKUP, suggest_conversion
+from data_pipelines.readers.foreign_files import MAKE_TEXT, MARKUP, suggest_conversion
 from gptjax.core.errors import UserError, count_of, format_message
 from gptjax.core.files import expand_path, hash_json
 
