@@ -55,6 +55,28 @@ def test_error_says_who_came(
 
 
 @pytest.mark.parametrize(
+    ("index", "peers", "line"),
+    [
+        (0, {"::1": 1}, "1 of 4 processes are here (from ::1) after 30 s. {}; processes 1 to 3 are missing"),
+        (0, {"::1": 1, "10.0.0.7": 2}, "3 of 4 processes are here (from 10.0.0.7, ::1) after 30 s. {}"),
+        (2, {}, "process 0 does not answer at localhost:12 after 30 s. {}"),
+        (2, {"10.0.0.1": 1}, None),
+        (0, None, None),
+    ],
+)
+def test_wait_says_for_whom_and_how_long(
+    index: int, peers: dict[str, int] | None, line: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Also of one that came and was killed."""
+    found = [joining.Counter({"::1": 1, "10.0.0.7": 3}), None if peers is None else joining.Counter(peers)]
+    monkeypatch.setattr(joining, "find_peers", lambda port, *, is_server: found.pop(0))
+    waiting = JoinWatch(address="localhost:12", index=index, count=4, seconds=300)
+    waiting.look()
+    waiting.look()
+    assert waiting.describe_progress(30.0) == (line and line.format("The wait ends after 300 s"))
+
+
+@pytest.mark.parametrize(
     ("came", "names", "words"),
     [
         ("3/4", "2\n", "process 2 of 4 did not come"),

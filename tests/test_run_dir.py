@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -277,16 +278,33 @@ def test_chat_template_is_among_the_sums(tmp_path: Path) -> None:
         RunDir.open(tmp_path)
 
 
-def test_kill_while_run_files_are_written_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run_files(tmp_path, tiny_config(tmp_path / "shards"), tokenizer())
+@pytest.mark.parametrize("place", ["core.files.os.fsync", "runs.run_dir.sum_files", "core.files.Path.replace"])
+def test_run_files_that_cannot_be_written_damage_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Where the disk is full, all stay with their sums; after a kill, while they are replaced, none is called wrong."""
+    template = ChatTemplate(system_prompt="Be brief.")
+    write_run_files(tmp_path, tiny_config(tmp_path / "shards"), tokenizer().with_chat_template(template))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if "replace" in place else OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gptjax.runs.run_dir.sum_files", stop)
-    with pytest.raises(KeyboardInterrupt):
-        write_run_files(tmp_path, replace(tiny_config(tmp_path / "shards"), steps=77), tokenizer())
+    other = replace(tiny_config(tmp_path / "shards"), steps=77)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"gptjax.{place}", stop)
+        with pytest.raises((OSError, KeyboardInterrupt)) as error:
+            write_run_files(tmp_path, other, tokenizer())
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if "replace" in place:
+        assert before.pop("checksums.json")
+    assert after == before
+    if "fsync" in place:
+        assert isinstance(error.value, OSError)
+        assert error.value.filename == str(tmp_path / "tokenizer.json")
+    write_run_files(tmp_path, other, tokenizer())
     assert RunDir.open(tmp_path).config.steps == 77
+    assert set(before) - {path.name for path in tmp_path.iterdir()} == {CHAT_TEMPLATE_FILE}
 
 
 def test_run_dir_without_open_is_a_mistake_that_is_named() -> None:

@@ -44,7 +44,7 @@ def test_verify_reads_runs_and_data(run: Path, tmp_path: Path, capsys: pytest.Ca
     shards = write_text_shards(tmp_path / "shards")
     main([str(run), str(shards)])
     files, checkpoint, _, logs, data = capsys.readouterr().out.splitlines()
-    assert "environment.json, config.py, config.json, tokenizer.json are unchanged" in files
+    assert "config.json, config.py, environment.json, tokenizer.json are unchanged" in files
     assert checkpoint == f"{run}/checkpoints/1: unchanged"
     assert logs == f"{run}: not summed yet: 12 bytes of metrics.jsonl, written since the last checkpoint"
     assert data.startswith(f"{shards}: 3 shards")

@@ -100,7 +100,7 @@ def read_text(path: Path, *, limit: int = LARGEST_CONFIG) -> str:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace or create a file; text is written as UTF-8. The directory must exist.
 
-    Readers see the old file or the new one, never a part of it, even after a power cut.
+    Readers see the old file or the new one, never a part of it, even after a power cut. An `OSError` names `path`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -110,8 +110,42 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
         sync_path(path.parent)
+    except OSError as error:
+        if error.errno is not None:  # writing into an open file names none
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replaced_files(directory: Path, *, last: str) -> Iterator[Path]:
+    """A temporary directory for files that get their places in `directory` if the block succeeds.
+
+    If it fails, as on a full disk, the old ones stay as they are. The file `last` tells of the others: the old one goes
+    before, and the new one comes after them. So a kill in between leaves none that is wrong. The block syncs its files.
+
+    Raises:
+        OSError: names the place in `directory`.
+    """
+    _remove_abandoned(directory / "new")
+    temporary = directory / f".new.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        (directory / last).unlink(missing_ok=True)
+        sync_path(directory)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
+            if path.name == last:
+                sync_path(directory)
+            path.replace(directory / path.name)
+        sync_path(directory)
+    except OSError as error:
+        if error.filename is not None and (path := Path(os.fspath(error.filename))).is_relative_to(temporary):
+            error.filename = str(directory / path.relative_to(temporary))
+        raise
+    finally:
+        _remove(temporary)
 
 
 def sync_path(path: Path) -> None:

@@ -22,6 +22,7 @@ from gptjax.core.file_sums import (
     DamagedFileError,
     find_damage,
     keep_sums,
+    list_files,
     read_sums,
     sum_files,
     write_sums,
@@ -31,7 +32,7 @@ from gptjax.core.files import (
     expand_path,
     make_directories,
     read_text,
-    sync_path,
+    replaced_files,
     write_atomically,
 )
 from gptjax.core.lazy import LazyModule
@@ -226,26 +227,31 @@ def write_run_files(
     source: str | None = None,
     others: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the files beside the checkpoints, each atomically: config, its source, versions, tokenizer, `others`.
+    """Replace the files beside the checkpoints: config, its source, versions, tokenizer, `others`.
 
-    `checksums.json` lists them, the files of a stored reference, and reports of earlier starts. It is removed first:
-    after a kill in between, the old sums would call the new files damaged.
+    `checksums.json` lists them, the files of a stored reference, and reports of earlier starts. If one of them cannot
+    be written, as on a full disk, all stay as they are. Raises an `OSError` that names it.
     """
     make_directories(directory)
     reports = keep_sums(directory, [path.name for pattern in REPORTS for path in directory.glob(pattern)])
-    (directory / SUMS_FILE).unlink(missing_ok=True)
-    sync_path(directory)
     contents = {ENVIRONMENT: json.dumps(collect_environment(list_device_kinds()), indent=2) + "\n", **(others or {})}
     if source is not None:
         contents[CONFIG_SOURCE] = source
-    if tokenizer is not None:
-        tokenizer.save(directory)
     contents[CONFIG_FILE] = json.dumps(to_json(config), indent=2) + "\n"
-    for name, content in contents.items():
-        write_atomically(directory / name, content)
-    references = [str(path.relative_to(directory)) for path in list_references(directory)]
-    names = [name for name in (*contents, *SAVED_FILES, *references) if (directory / name).is_file()]
-    write_sums(directory, sum_files(directory, names) | reports)
+    with replaced_files(directory, last=SUMS_FILE) as temporary:
+        for name in SAVED_FILES:  # the names of special tokens in them decide what is saved
+            if (directory / name).is_file():
+                write_atomically(temporary / name, (directory / name).read_bytes())
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        for name, content in contents.items():
+            write_atomically(temporary / name, content)
+        references = [str(path.relative_to(directory)) for path in list_references(directory)]
+        sums = sum_files(temporary, list_files(temporary)) | sum_files(directory, references)
+        write_sums(temporary, sums | reports)
+        stale = [name for name in SAVED_FILES if not (temporary / name).is_file()]
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
 
 
 def warn_of_changed_files(directory: Path) -> None:

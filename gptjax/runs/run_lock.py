@@ -38,6 +38,7 @@ def run_lock(directory: Path) -> Iterator[None]:
                 file.flush()
         except OSError as error:
             failure = error
+            error.filename = error.filename or str(directory / LOCK)  # writing into an open file names none
         taken, failed, token = multihost_utils.broadcast_one_to_all(
             (isinstance(failure, BlockingIOError), failure is not None, np.int32(token))
         )

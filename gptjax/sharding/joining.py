@@ -24,7 +24,8 @@ from gptjax.process.early_exit import REQUEUE_STATUS
 from gptjax.process.process_end import end_process
 
 LOOK_SECONDS = 1.0
-PROGRESS_SECONDS = 60
+PROGRESS_SECONDS = 30
+"""Process 0 cannot tell one that was killed before it came from one that starts late. So it says who is there."""
 LOST_LOOKS = 15
 """Looks without a connection after which process 0, which was there, is gone. gRPC connects again within seconds."""
 GONE = "Process 0 was there, and answers no more"
@@ -50,6 +51,8 @@ class JoinWatch:
         self._address, self._index, self._count, self._seconds = address, index, count, seconds
         self._resumes = resumes
         self._peers: Counter[str] = Counter()
+        """At the moment when there were most."""
+        self._present: Counter[str] | None = None
         self._lost_looks = 0
         """Since the last connection has ended."""
         self._done = threading.Event()
@@ -62,14 +65,32 @@ class JoinWatch:
         self._done.set()
 
     def look(self) -> None:
-        """Keep the connections at the moment when there were most."""
+        """Keep the connections of now, and those at the moment when there were most."""
         address = self._address or distributed.global_state.coordinator_address or ""
         port = address.rpartition(":")[2]
         if port.isdecimal():
-            found = find_peers(int(port), is_server=self._is_first)
+            found = self._present = find_peers(int(port), is_server=self._is_first)
             self._peers = max(self._peers, found or self._peers, key=Counter.total)
             is_lost = self._peers and found is not None and not found
             self._lost_looks = self._lost_looks + 1 if is_lost else 0
+
+    def describe_progress(self, waited: float) -> str | None:
+        """Whom this process has waited for so many seconds, and how long it will; None if it has nothing to say.
+
+        Those that are connected to process 0 do not, and the system does not tell their numbers.
+        """
+        more = f"after {waited:.0f} s. The wait ends after {self._seconds} s"
+        if self._present is None:
+            return None
+        if not self._is_first:
+            address = self._address or distributed.global_state.coordinator_address
+            return None if self._present else f"process 0 does not answer at {address} {more}"
+        came, total = self._present.total(), self._count
+        who = ""
+        if total is not None and came == 1 < total:  # its own connection
+            who = "; process 1 is missing" if total == 2 else f"; processes 1 to {total - 1} are missing"
+        places = f" (from {', '.join(sorted(self._present))})" if self._present else ""
+        return f"{came} of {total or '?'} processes are here{places} {more}{who}"
 
     def explain(self, said: str = "") -> tuple[str, int]:
         """(why the wait is over, the exit status): 75 if others have come, or if the run has begun before.
@@ -121,9 +142,8 @@ class JoinWatch:
                 end_process(
                     f"{GONE}. Look at its output, and give the same command again on all.", status=REQUEUE_STATUS
                 )
-            if waited % PROGRESS_SECONDS == 0 and self._is_first and self._peers:
-                came = f"{self._peers.total()} of {self._count or '?'} processes are here after {waited:.0f} s"
-                print(f"{came} (from {', '.join(sorted(self._peers))})", file=sys.stderr, flush=True)
+            if waited % PROGRESS_SECONDS == 0 and (text := self.describe_progress(waited)):
+                print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
