@@ -157,15 +157,47 @@ def test_fields_may_be_renamed():
         ({"body": {"messages": LISTS[0]}, "id": 7}, "body.messages:messages"),
         ({"items": LISTS[1]}, "items:messages"),
         ({"conversation": {"turns": LISTS[0]}}, "conversation.turns:messages"),
-        ({"dialogue_id": 7, "asked": LISTS[1][:1], "ideal": ANSWER.content}, "asked:prompt,ideal:completion"),
+        ({"x": [LISTS[0][0], {"role": "bot", "content": ANSWER.content}], "source": "web"}, "x:messages"),
         ({"request": {"messages": LISTS[0][:1]}, "reply": LISTS[0][1]}, "request.messages:prompt,reply:completion"),
     ):
         with pytest.raises(UserError, match=f"Say where its messages are: --rename-fields={flags}$"):
             parse_conversation(record, where="x")
         assert parse_conversation(record, where="x", renamed=parse_renaming(flags)).messages == WANTED
+    for beside in ({"lang": "en"}, {"dialogue_id": 7, "ideal": ANSWER.content}):
+        with pytest.raises(UserError, match=r"--rename-fields=x:prompt,NAME:completion$"):
+            parse_conversation({"x": LISTS[1][:1]} | beside, where="x")
     assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
     with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
         parse_renaming("a")
+
+
+SAID = {"messages": LISTS[0]}
+SIMPLE = {"prompt": USER.content, "completion": ANSWER.content}
+
+
+@pytest.mark.parametrize(
+    ("record", "renaming"),
+    [
+        ({"params": {"system": SYSTEM.content, "model": "m", **SAID}}, "params.messages:messages"),
+        ({"a": {"System": SYSTEM.content, "b": SAID}}, "a.b.messages:messages"),
+        ({"in": {"q": USER.content, "system": SYSTEM.content}, "out": ANSWER.content}, "in.q:prompt,out:completion"),
+        ({"data": {"system": "T"}, "system": SYSTEM.content, **SAID}, "data.messages:messages"),
+        ({"in": {"system": "T", **SIMPLE}, "system": SYSTEM.content}, "in.prompt:prompt,in.completion:completion"),
+    ],
+)
+def test_what_is_beside_a_renamed_field_inside_another_is_read(record, renaming):
+    renamed = parse_renaming(renaming)
+    assert parse_conversation(record, where="x", renamed=renamed).messages == [SYSTEM, *WANTED]
+
+
+@pytest.mark.parametrize("renaming", ["d.q:prompt,d.a:completion", "d.q:messages", "b.d.q:prompt,b.d.a:completion"])
+def test_a_path_through_a_list_is_refused(renaming):
+    """Other texts than these would follow one another."""
+    turns = [{"q": "Q", "a": "A"}, {"q": "Q2", "a": "A2"}]
+    with pytest.raises(UserError, match=r'^x: --rename-fields=.*d" is a list.* itself, such as (b\.)?d:messages\.$'):
+        parse_conversation({"d": turns, "b": {"d": turns}} | SIMPLE, where="x", renamed=parse_renaming(renaming))
+    found = parse_conversation({"d": turns}, where="x", renamed={"d": "messages"}).messages
+    assert [message.content for message in found] == ["Q", "A", "Q2", "A2"]
 
 
 def test_an_answer_of_json_that_is_no_messages_stays_a_text():
@@ -179,9 +211,9 @@ def test_an_answer_of_json_that_is_no_messages_stays_a_text():
 )
 def test_a_renamed_field_takes_the_place_of_another(record):
     known = frozenset({"prompt", "system"})
-    renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known)
+    renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known, where="x")
     assert renamed == {"system": "p", "prompt": "q"} | ({"Prompt": "x"} if "Prompt" in record else {})
-    assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known) == {"prompt": "p"}
+    assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known, where="x") == {"prompt": "p"}
 
 
 def test_the_context_of_a_question_follows_it():

@@ -77,7 +77,7 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
 
     Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
-    record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
+    record = parse_lists(rename_fields(record, renamed, known=_KNOWN, where=where))
     if not isinstance(record, dict):
         return _parse(record, where=where)
     try:

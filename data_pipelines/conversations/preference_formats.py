@@ -76,7 +76,7 @@ def read_pair(
 
     `as_turns`: a prompt and answers of plain text are turns of the user and of the assistant.
     """
-    record = parse_lists(rename_fields(record, renamed, known=_KNOWN))
+    record = parse_lists(rename_fields(record, renamed, known=_KNOWN, where=where))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     given = _find_sides(record, where=where)

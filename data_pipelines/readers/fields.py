@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from gptjax.core.errors import UserError
+from gptjax.tokenization.messages import find_role
 
 PARAGRAPHS = "\n\n"
 """What joins the strings of a list."""
@@ -35,20 +36,19 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
     return join_text(value)
 
 
-def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str]) -> Any:
+def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str], where: str) -> Any:
     """A record with its fields under other names; what is no object, as it is.
 
     `renamed` is from the name in the file, or from the path of a field inside another, to the name here. It takes the
     place of a field of that name; of several for one name, the first that the record has. Others get the name in
-    `known` that differs from theirs in capitals and blanks only.
+    `known` that differs from theirs in capitals and blanks only. Known fields beside one that is inside another, such
+    as a `system` beside messages, become fields of the record. Raises `UserError` for a path through a list of objects.
     """
     if not isinstance(record, dict):
         return record
     fields = record
     if renamed:
-        given = {new: found[0] for old, new in reversed([*renamed.items()]) if (found := _look_up(record, old))}
-        used = {name if name in record else name.partition(".")[0] for name in renamed}
-        fields = {key: value for key, value in record.items() if key not in used} | given
+        fields = _move_fields(record, renamed, known=known, where=where)
     spelled: dict[str, str] = {}
     for key in fields:
         if key not in known and (plain := plain_name(key)) in known and plain not in fields:
@@ -59,12 +59,38 @@ def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[s
     return {names.get(key, key): value for key, value in fields.items()}
 
 
-def _look_up(record: Mapping[str, Any], name: str) -> list[Any]:
-    """The field of that name, or under that path; [] if there is none."""
-    if name in record:
-        return [record[name]]
-    found = _descend(record, name.split(".")) if "." in name else None
-    return [] if found is None else [found]
+def _move_fields(
+    record: dict[str, Any], renamed: Mapping[str, str], *, known: frozenset[str], where: str
+) -> dict[str, Any]:
+    """The record with the fields that `renamed` names, and with the known ones beside those, in it itself."""
+    found = {name: steps for name in renamed if (steps := _find_steps(record, name, where=where))}
+    used = {(id(holder), key) for steps in found.values() for holder, key in steps}
+    beside: dict[str, Any] = {}
+    for holder in (holder for steps in found.values() for holder, _ in reversed(steps[1:])):
+        for key, value in holder.items():
+            if plain_name(key) in known and value is not None and (id(holder), key) not in used:
+                beside.setdefault(plain_name(key), value)
+    kept = {key: value for key, value in record.items() if (id(record), key) not in used}
+    given = {new: holder[key] for old, new in reversed(renamed.items()) for holder, key in found.get(old, ())[-1:]}
+    return beside | kept | given
+
+
+def _find_steps(record: dict[str, Any], name: str, *, where: str) -> list[tuple[dict[str, Any], str]]:
+    """The objects on the way to the field of that name or path, each with its key; [] if there is none."""
+    steps: list[tuple[dict[str, Any], str]] = []
+    value: Any = record
+    for key in [name] if name in record else name.split("."):
+        if isinstance(value, list) and any(isinstance(item, dict) and key in item for item in value):
+            path = ".".join(key for _, key in steps)
+            raise UserError(
+                f'{where}: --rename-fields={name}: "{path}" is a list, and a path leads through objects alone. Name '
+                f"the list itself, such as {path}:messages."
+            )
+        if not isinstance(value, dict) or key not in value or (value[key] is None and value is not record):
+            return []
+        steps.append((value, key))
+        value = value[key]
+    return steps
 
 
 def list_columns(names: Collection[str]) -> tuple[str, ...]:
@@ -79,16 +105,11 @@ def suggest_path(record: Any) -> str:
     if len(lists) != 1:
         return ""
     names = f"{lists[0]}:messages"
-    if not any(map(_is_answer, values[lists[0]])):
-        answers = [path for path, value in values.items() if _is_answer(value)]
-        answers = answers or [path for path, value in values.items() if isinstance(value, str) and "." not in path]
+    if {find_role(message) for message in values[lists[0]]} <= {"user", "system"}:
+        answers = [path for path, value in values.items() if is_message(value) and find_role(value) == "assistant"]
+        # A text is not offered: it may be an id or the name of a language.
         names = f"{lists[0]}:prompt,{answers[0] if len(answers) == 1 else 'NAME'}:completion"
     return f" Say where its messages are: --rename-fields={shlex.quote(names)}"
-
-
-def _is_answer(value: Any) -> bool:
-    """Whether a value is a message of the assistant."""
-    return is_message(value) and str(value.get("role", value.get("from"))).lower() in ("assistant", "gpt", "model")
 
 
 def plain_name(name: object) -> str:

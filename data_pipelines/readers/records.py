@@ -150,7 +150,7 @@ def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:
 def _iter_row_groups(path: Path, fields: tuple[str, ...]) -> Iterator[RecordBlock]:
     row = 0
     with open_parquet(path) as file:
-        columns = tuple(choose_columns(path, file.schema_arrow.names, fields))
+        columns = tuple(choose_columns(path, file.schema_arrow.names, fields, batches=partial(file.iter_batches, 1)))
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             step = max(ITEMS, -(-group.num_rows // RANGES))

@@ -36,7 +36,7 @@ def iter_arrow_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
     """Yield (FILE: row NUMBER, the columns `fields` of the row)."""
     row = 0
     with _open(path) as (schema, batches):
-        columns = choose_columns(path, schema.names, fields)
+        columns = choose_columns(path, schema.names, fields, batches=lambda: batches)
         for batch in batches:
             chosen = batch.select(columns)
             for values in chosen.columns:

@@ -7,7 +7,7 @@ which may hold many texts, and with the largest rows.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from data_pipelines.readers.fields import (
     plain_name,
     suggest_command,
     suggest_for_tokens,
+    suggest_path,
     suggest_prepare,
 )
 from data_pipelines.readers.formats.arrow_values import find_column, is_list, join_values
@@ -129,15 +130,29 @@ def _is_text(kind: Any) -> bool:
     return any(is_text(inner) for is_text in texts)
 
 
-def choose_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> list[str]:
-    """The columns of a file that are wanted. Raises `UserError` where none of them makes a record."""
+def choose_columns(
+    path: Path, found: list[str], wanted: tuple[str, ...], *, batches: Callable[[], Iterator[Any]]
+) -> list[str]:
+    """The columns of a file that are wanted. Raises `UserError` where none of them makes a record.
+
+    `batches` of all columns are read then, for what the first row says.
+    """
     chosen = [name for name in found if name in wanted or plain_name(name) in wanted]
     if not {*map(plain_name, chosen)} - {LABEL}:
         names = quote(", ".join(map(repr, found)))
         renaming = " --rename-fields=NAME:NEW gives a column another name."
-        advice = suggest_command(found) or suggest_prepare(found) or renaming
+        path_advice = _suggest_path(batches()) if "messages" in wanted else ""
+        advice = path_advice or suggest_command(found) or suggest_prepare(found) or renaming
         raise UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
     return chosen
+
+
+def _suggest_path(batches: Iterator[Any]) -> str:
+    """What a message adds for messages inside a column."""
+    with contextlib.suppress(UnicodeDecodeError):
+        first = next((batch for batch in batches if len(batch)), None)
+        return "" if first is None else suggest_path(first.slice(0, 1).to_pylist()[0])
+    return ""
 
 
 def _find_type(column: str, schema: Any) -> Any:
