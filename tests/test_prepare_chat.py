@@ -394,7 +394,7 @@ def test_parquet_without_known_columns_is_refused(tmp_path, run):
     nested = pyarrow.table({"body": [{"messages": json.loads(line(SUMS))["messages"]}]})
     parquet.write_table(nested, tmp_path / "nested.parquet")
     with pytest.raises(UserError, match=r"columns 'body'.* its messages are: --rename-fields=body.messages:messages$"):
-        run(str(tmp_path / "nested.parquet"))
+        run(str(tmp_path / "nested.parquet"), "nested")
     manifest = run(str(tmp_path / "nested.parquet"), "nested", rename_fields="body.messages:messages")
     assert manifest.splits["train"].documents == 1
 

@@ -1,6 +1,7 @@
 """Preferences: two documents a pair, scored on the completion only, and read back as they were given."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from pipelines import run_pipeline
 
 from data_pipelines.conversations.examples import EMPTY_IN_PAIR, NO_CHAT, REASONING, EncodePair
 from data_pipelines.conversations.preference_formats import Pair, parse_pair
+from data_pipelines.conversations.public_pairs import NEITHER
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError, count_of
@@ -298,6 +300,29 @@ def test_conversations_of_the_arena_have_a_winner():
     for label in ("tie", "tie (bothbad)", None, ""):
         with pytest.raises(UselessRecord, match="neither answer is better"):
             parse_pair(record | {"winner": label}, where="x")
+
+
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        ({"preference": "response-2"}, ["b", "a"]),
+        ({"preference.responses": ["response-1", "response-1"], "preference": "response-2"}, ["a", "b"]),
+        ({"preference": "tie"}, NEITHER),
+        ({"preference.responses": ["response-1", "response-2"]}, NEITHER),
+        ({"preference": 1}, 'has the label "preference": 1; wanted "response-1" or "response-2"'),
+        ({}, 'says which of "response-1" and "response-2" is better. Write "chosen" and "rejected", or'),
+        ({"liked": "response-1"}, 'says which of "response-1" and "response-2" is better'),
+    ],
+)
+def test_a_label_may_name_the_field_of_the_better_answer(label, wanted):
+    """Argilla's. Without a label, or with a number, no renaming that invents a preference is offered."""
+    record = {"prompt": "P", "response-1": "a", "response-2": "b"} | label
+    if isinstance(wanted, list):
+        assert parse_pair(record, where="x") == Pair("P", *wanted)
+        return
+    with pytest.raises(UserError, match=re.escape(wanted)) as caught:
+        parse_pair(record, where="x")
+    assert "--rename-fields" not in str(caught.value)
 
 
 def test_fields_of_a_pair_may_have_other_names():

@@ -11,6 +11,7 @@ from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, write_header
 from data_pipelines.readers.formats.text_files import write_filter
 from gptjax.tokenization.messages import CONTENT_KEYS, ROLE_KEYS
 
+_NUMBERED = re.compile(r"(.+?)(?:[ _.-]?\d+|[ _.-][ABab])")
 _PLACE = re.compile(r":(?:\d+| (?:item|row|record) \d+)\Z")
 _GROUPS = ("conversation_id", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id", "chat_id")
 """Fields that messages of one conversation share."""
@@ -39,6 +40,21 @@ def suggest_grouping(record: Mapping[str, Any], *, where: str) -> str:
     else:
         advice = f" Make one record of the messages with one {group}."
     return f' It is a single message; a record is a whole conversation, {{"messages": [...]}}.{advice}'
+
+
+def suggest_label(record: Mapping[str, Any]) -> str:
+    """What a message adds for answers whose names have a number or a letter, which do not say which is better."""
+    found: dict[str, list[str]] = {}
+    for name in (str(key) for key, value in record.items() if isinstance(value, str | list)):
+        if stem := _NUMBERED.fullmatch(name):
+            found.setdefault(stem[1], []).append(name)
+    names = next((names for names in found.values() if len(names) > 1), None)
+    if names is None:
+        return ""
+    return (
+        f' No known field says which of "{names[0]}" and "{names[1]}" is better. Write "chosen" and "rejected", or '
+        '"response-1" and "response-2" with a "preference" that names one of them.'
+    )
 
 
 def find_path(where: str) -> Path:

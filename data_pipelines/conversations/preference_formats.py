@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.conversations.advice import suggest_names
+from data_pipelines.conversations.advice import suggest_label, suggest_names
 from data_pipelines.conversations.chat_formats import (
     add_context,
     describe,
@@ -196,6 +196,7 @@ def _explain_sides(record: dict[str, Any], prompt: Any, chosen: Any, rejected: A
         )
     are_texts = all(isinstance(value, str) for value in record.values())  # others may say which text is better
     renaming = suggest_names(record, ("prompt", *SIDES), where=where) if are_texts else ""
+    renaming = (suggest_label(record) if chosen is rejected is None else "") or renaming
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
     return InvalidRecord(
         f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."

@@ -55,6 +55,11 @@ def _subtract(first: Any, second: Any) -> float | None:
     return None if isinstance(first, str) or isinstance(second, str) else first - second
 
 
+def _match_name(first: str, second: str) -> Rule:
+    """The label is the name of the better answer's field. A number may be a strength, and is not understood."""
+    return Rule(f'"{first}" or "{second}"', {first: 1.0, second: -1.0}.get)
+
+
 LETTER = Rule("A or B, as in model_a, or tie", _match_letter)
 STRENGTH = Rule("a number, negative for the first", lambda label: _subtract(0.0, label))
 SCORES = Rule("two numbers", _subtract)
@@ -68,6 +73,11 @@ COMPARISONS = (
     Comparison("answer_0", "answer_1", ("score_0", "score_1"), SCORES),  # WebGPT
     Comparison("response_a", "response_b", ("winner_model_a", "winner_model_b"), SCORES),  # the arena's competition
     *(Comparison("response_a", "response_b", (label,), LETTER) for label in ("preferred", "preference", "winner")),
+    *(  # Argilla's
+        Comparison(*names, (label,), _match_name(*names))
+        for label in ("preference.responses", "preference")
+        for names in (("response-1", "response-2"), ("response_1", "response_2"), ("response1", "response2"))
+    ),
 )
 FIELDS = (
     *(name for first, second, labels, *_ in COMPARISONS for name in (first, second, *labels)),
@@ -115,8 +125,12 @@ def _find_preference(record: dict[str, Any], labels: tuple[str, ...], rule: Rule
 def _read_label(value: Any) -> float | str | None:
     """A number, also as a table writes it, or a word in lower case; None for a label that prefers nothing.
 
+    Of a list it is the label on which all agree.
+
     Raises `TypeError` for other values and `OverflowError` for a number that is too large.
     """
+    if isinstance(value, list):  # one of each reader
+        value = value[0] if value and all(label == value[0] for label in value) else None
     word = value.strip().lower() if isinstance(value, str) else ""
     if value is None or value != value or (isinstance(value, str) and word in (*TIES, *NO_LABELS)):
         return None

@@ -38,6 +38,7 @@ FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("response_0", "response_1"), _PAIR),
     (("response_1", "response_2"), _PAIR),
     (("response1", "response2"), _PAIR),
+    (("response-1", "response-2"), _PAIR),
     (("answer_0", "answer_1"), _PAIR),
     (("summaries", "choice"), _PAIR),
     (("human_ref_a", "human_ref_b"), _PAIR),
