@@ -71,7 +71,7 @@ def _move_fields(
             if plain_name(key) in known and value is not None and (id(holder), key) not in used:
                 beside.setdefault(plain_name(key), value)
     kept = {key: value for key, value in record.items() if (id(record), key) not in used}
-    given = {new: holder[key] for old, new in reversed(renamed.items()) for holder, key in found.get(old, ())[-1:]}
+    given = {new: holder[key] for old, new in reversed([*renamed.items()]) for holder, key in found.get(old, ())[-1:]}
     return beside | kept | given
 
 
