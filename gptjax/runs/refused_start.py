@@ -11,11 +11,13 @@ from gptjax.checkpoints.integrity import list_steps
 from gptjax.core.errors import UserError
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, REFERENCE, list_references
 from gptjax.runs.run_lock import run_lock
+from gptjax.sharding.distributed import wait_for_processes
 
 
 @contextlib.contextmanager
 def hold_run(directory: Path) -> Iterator[None]:
     """Hold the right to write to a run directory, and leave it as it was if the start is refused."""
+    wait_for_processes("opened")  # one that is refused alone ends the others before anything is written
     start = _Start(directory)
     with run_lock(directory), start.undo():
         yield
