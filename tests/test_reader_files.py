@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_in, write_compressed
 
 from data_pipelines.readers.documents import ReadContext
-from data_pipelines.readers.files import AS_LINES, AS_TEXT, LEFT_OUT, find_reader, open_files
+from data_pipelines.readers.files import AS_LINES, AS_MARKUP, AS_TEXT, LEFT_OUT, find_reader, open_files
 from data_pipelines.readers.formats.array_records import read_array_records
 from data_pipelines.readers.formats.json_lines import read_json
 from data_pipelines.readers.formats.text_files import read_text
@@ -130,6 +130,22 @@ def test_json_lines_under_another_name_are_records(tmp_path):
     (tmp_path / "a.jsonlines").unlink()
     with pytest.raises(UserError, match=r"As text, a pattern reads others: '.*/\*\*/\*'$"):
         read(tmp_path)
+
+
+def test_a_pattern_reads_what_is_text_and_a_directory_of_documents_tells_the_command(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4")
+    with pytest.raises(UserError, match=r"files\. This makes text of the first: pdftotext \S*a\.pdf \S*a\.txt$"):
+        read(tmp_path)
+    write_compressed(tmp_path / "d.html.gz", b"<p>d</p>")
+    (tmp_path / "c.ipynb").write_text('{"text": "one line"}')
+    (tmp_path / "b.htm").write_text("<p>b</p>")
+    with pytest.raises(UserError, match=r"As text, a pattern reads others: '.*/\*\*/\*\.(gz|htm|ipynb)'$"):
+        read(tmp_path)
+    context = ReadContext()
+    assert read(tmp_path / "[b-d].*", context) == ["<p>b</p>", '{"text": "one line"}', "<p>d</p>"]
+    assert (context.notes[AS_MARKUP], context.notes[AS_TEXT]) == (3, 0)
+    with pytest.raises(UserError, match=r"is a \.pdf file, and no plain text"):
+        read(tmp_path / "*")
 
 
 @pytest.mark.parametrize(

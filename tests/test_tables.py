@@ -196,7 +196,6 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.csv", b"PAR1", "is Parquet, so its name should end in .parquet"),
         ("a.md", b"%PDF-1.4", r"is PDF\. This makes text of it: pdftotext \S*a\.md \S*a\.txt"),
         ("a.docx", b"PK\x03\x04", r"This makes text of it: pandoc -t plain \S*a\.docx -o \S*a\.txt$"),
-        ("a.html", b"<p>a</p>", r"ends in \.txt it is read as it stands\)\. This makes text of it: pandoc"),
         ("a.doc", b"\xd0\xcf\x11\xe0", r"libreoffice --headless --convert-to txt:Text \S*a\.doc"),
         ("a.db", b"SQLite format 3\0", r"sqlite3 -json \S*a\.db 'SELECT \* FROM TABLE' > \S*a\.json"),
         ("a.txt", b"\x80\x04\x95", "is a pickle, which is not opened"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, ReadContext
+from data_pipelines.readers.foreign_files import MARKUP
 from data_pipelines.readers.formats import array_records, arrow_files, json_lines
 from data_pipelines.readers.formats.parquet import read_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
@@ -18,9 +19,10 @@ from data_pipelines.recipes import RECIPES
 from gptjax.core.errors import UserError
 from gptjax.core.unicode import replace_surrogates
 
-LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
+LEFT_OUT = "files of other formats in the directory not read (a quoted pattern reads those that are text)"
 UNCUT = "files of records are not cut by --separator, which is for text files"
 AS_TEXT = "files of an unknown format read as plain text"
+AS_MARKUP = "files of HTML or notebooks read as they stand, with their marks; pandoc or nbconvert makes plain text"
 AS_LINES = "files of an unknown format read as JSON lines, as their first lines are"
 SHORTEST = 4
 """Letters of a word that is taken for the beginning of a source's name."""
@@ -124,6 +126,8 @@ def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
                 f"{path}: holds NUL bytes, so it is not text; wanted text, or {_KNOWN}. "
                 "Token shards need no preparation: see python -m data_pipelines.index_shards --help."
             )
-    are_lines = json_lines.begins_with_records(path, field=context.text_field)
-    context.notes[AS_LINES if are_lines else AS_TEXT] += 1
+    plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED[1:] else path
+    is_markup = plain.suffix.lower() in MARKUP
+    are_lines = not is_markup and json_lines.begins_with_records(path, field=context.text_field)
+    context.notes[AS_LINES if are_lines else AS_MARKUP if is_markup else AS_TEXT] += 1
     yield from (json_lines.read_json_lines if are_lines else read_text)(path, context)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.readers.foreign_files import MAKE_TEXT, MARKUP, suggest_conversion
 from gptjax.core.errors import UserError, count_of, format_message
 from gptjax.core.files import expand_path, hash_json
 
@@ -56,9 +57,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
                 f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {shlex.quote(spec)}"
             )
         if not found:
-            pattern = shlex.quote(f"{path}/**/*{others[0] if others else ''}")
-            named = f" As text, a pattern reads others: {pattern}" if below else ""
-            raise UserError(f"source {spec}: the directory holds no {known} files.{named}")
+            advice = _suggest_others(path, below) if below else ""
+            raise UserError(f"source {spec}: the directory holds no {known} files.{advice}")
     elif os.path.lexists(path):
         found = [path]
     else:
@@ -72,6 +72,15 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
         check_unpacked(file)
     return tuple(map(Path, keep_training(spec, list(map(str, sorted(found))))))
+
+
+def _suggest_others(directory: Path, files: Sequence[Path]) -> str:
+    """What makes text of the files in a directory, none of which is of a known format."""
+    foreign = [file for file in files if file.suffix.lower() in MAKE_TEXT and file.suffix.lower() not in MARKUP]
+    if len(foreign) == len(files):
+        return f" This makes text of the first: {suggest_conversion(foreign[0])}"
+    ending = min((file.suffix for file in {*files} - {*foreign} if file.suffix), default="")
+    return f" As text, a pattern reads others: {shlex.quote(f'{directory}/**/*{ending}')}"
 
 
 def keep_data(

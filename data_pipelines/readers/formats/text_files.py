@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
-from data_pipelines.readers.formats.foreign_files import LFS, explain_foreign
+from data_pipelines.readers.foreign_files import LFS, explain_foreign
 from data_pipelines.readers.zstandard import error_classes, open_zstandard
 from gptjax.core.errors import UserError, quote_error
 from gptjax.core.unicode import replace_surrogates

@@ -13,9 +13,12 @@ MAKE_TEXT = {
     ".pdf": "pdftotext {0} {1}.txt",
     ".ipynb": "jupyter nbconvert --to markdown {0}",
 }
-"""By the ending, the command that writes a file beside one, {0}, whose name without the ending is {1}."""
+"""By the ending, the command that makes text of a file, {0}, whose name without the ending is {1}.
+
+LibreOffice writes into the working directory, the others beside the file.
+"""
 MARKUP = (".html", ".htm", ".xhtml", ".ipynb")
-"""Endings of files that are text in themselves, with marks."""
+"""Endings of files that are text in themselves, with marks. They are read as they stand."""
 _DATABASE = "a database of SQLite. This writes a table of it: sqlite3 -json {0} 'SELECT * FROM TABLE' > {1}.json"
 _PICKLE = "a pickle, which is not opened, because it can run any code; save its texts as JSON lines"
 MEANINGS: Mapping[bytes, str] = {
@@ -44,17 +47,21 @@ MEANINGS: Mapping[bytes, str] = {
 TAR_PLACE, TAR = 257, b"ustar"
 
 
+def suggest_conversion(path: Path) -> str:
+    """The command that makes text of a file whose ending is in `MAKE_TEXT`."""
+    given, plain = (shlex.quote(str(name)) for name in (path, path.with_suffix("")))
+    return MAKE_TEXT[path.suffix.lower()].format(given, plain)
+
+
 def explain_foreign(path: Path, start: bytes) -> str | None:
     """What a file is that begins with these bytes and is no text, and what to do; None for others."""
     given, plain = (shlex.quote(str(name)) for name in (path, path.with_suffix("")))
-    kind = path.suffix.lower()
-    if kind in MAKE_TEXT and not start.startswith(LFS):
-        otherwise = " (under one that ends in .txt it is read as it stands)" if kind in MARKUP else ""
-        return f"is no plain text by its name{otherwise}. This makes text of it: {MAKE_TEXT[kind].format(given, plain)}"
     found = next((meaning for magic, meaning in MEANINGS.items() if start.startswith(magic)), None)
     if found is None and start[TAR_PLACE:].startswith(TAR):
         found = "a tar archive; unpack it first: tar xf {0}"
     if found is None:
         return None
+    if (kind := path.suffix.lower()) in MAKE_TEXT and not start.startswith(LFS):
+        return f"is a {kind} file, and no plain text. This makes text of it: {suggest_conversion(path)}"
     end = "" if "{0}" in found else "."  # behind a command there is none
     return f"by its first bytes it is {found.format(given, plain)}{end}"
