@@ -30,17 +30,17 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
-from data_pipelines.conversations.examples import EncodeConversation
+from data_pipelines.conversations.examples import EncodeConversation, find_key
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import PrepareScored, find_rule, note_added_tokens, prepare_scored
+from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
@@ -101,10 +101,10 @@ def find_template(name: str) -> ChatTemplate:
         raise UserError(f"--template={name}: {error}") from None
 
 
-def _learn_tokenizer(request: PrepareChat) -> Tokenizer:
+def _learn_tokenizer(request: PrepareChat, split: ExampleSplit) -> Tokenizer:
     """A BPE of the training part's messages, with the tokens of the template."""
     template = CHATML if request.template is None else find_template(request.template)
-    texts = _iter_messages(request)
+    texts = _iter_messages(request, split)
     tokenizer = train_bpe_on_documents(
         itertools.chain([next(texts)], texts),
         vocab_size=int(request.tokenizer.removeprefix("bpe:")),
@@ -114,11 +114,11 @@ def _learn_tokenizer(request: PrepareChat) -> Tokenizer:
     return tokenizer if request.end_of_text is None else tokenizer.with_end_of_text(request.end_of_text)
 
 
-def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
+def _iter_messages(request: PrepareChat, split: ExampleSplit) -> Iterator[bytes]:
     """The messages of the training part. Raises `UserError` where there are none, with what is wrong with the first."""
-    rule, wrong, unused = find_rule(request, map(repr, _iter_conversations(request, []))), list[str](), {"train", "val"}
+    wrong, unused = list[str](), {"train", "val"}
     for messages in _iter_conversations(request, wrong):
-        side = rule.choose_split(repr(messages).encode())
+        side = split.rule.choose_split(find_key(messages).encode())
         unused.discard(side)
         if side == "train":
             yield from (message.content.encode() for message in messages)
@@ -129,7 +129,7 @@ def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
 
 def _iter_conversations(request: PrepareChat, wrong: list[str]) -> Iterator[list[Message]]:
     """The usable conversations; what is wrong with the first other one is put into `wrong`."""
-    for block in request.sources["source"].iter_blocks((*FIELDS, *list_columns(request.renamed)), BLOCK_BYTES):
+    for block in request.sources["source"].iter_blocks(_list_fields(request), BLOCK_BYTES):
         for where, record in block.read():
             try:
                 if isinstance(record, UserError):
@@ -139,14 +139,26 @@ def _iter_conversations(request: PrepareChat, wrong: list[str]) -> Iterator[list
                 wrong[:] = wrong or [f" {error}"]
 
 
+def _list_fields(request: PrepareChat) -> tuple[str, ...]:
+    return (*FIELDS, *list_columns(request.renamed))
+
+
+def _make_split(request: PrepareChat) -> ExampleSplit:
+    def read_key(record: Any, where: str) -> str:
+        return find_key(parse_conversation(record, where=where, renamed=request.renamed).messages)
+
+    return ExampleSplit(request, _list_fields(request), read_key)
+
+
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     with request.start_workers(limits) as workers:
-        return prepare_scored(request, _make_kind(request), workers=workers, limits=limits)
+        split = _make_split(request)
+        return prepare_scored(request, _make_kind(request, split), split, workers=workers, limits=limits)
 
 
-def _make_kind(request: PrepareChat) -> ExampleKind:
-    given = _learn_tokenizer(request) if request.is_learned else request.load_tokenizer()
+def _make_kind(request: PrepareChat, split: ExampleSplit) -> ExampleKind:
+    given = _learn_tokenizer(request, split) if request.is_learned else request.load_tokenizer()
     template = (given.chat_template or CHATML) if request.template is None else find_template(request.template)
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
@@ -156,7 +168,7 @@ def _make_kind(request: PrepareChat) -> ExampleKind:
         tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
-    return ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *list_columns(request.renamed)), notes)
+    return ExampleKind("chat", "conversations", tokenizer, encode, _list_fields(request), notes)
 
 
 if __name__ == "__main__":

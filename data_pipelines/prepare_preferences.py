@@ -30,7 +30,7 @@ from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import PrepareScored, note_added_tokens, prepare_scored
+from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
@@ -54,17 +54,20 @@ class PreparePreferences(PrepareScored):
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     with request.start_workers(limits) as workers:
-        return prepare_scored(request, _make_kind(request), workers=workers, limits=limits)
+        kind, encode = _make_kind(request)
+        split = ExampleSplit(request, kind.fields, encode.find_key)
+        return prepare_scored(request, kind, split, workers=workers, limits=limits)
 
 
-def _make_kind(request: PreparePreferences) -> ExampleKind:
+def _make_kind(request: PreparePreferences) -> tuple[ExampleKind, EncodePair]:
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None:
         tokenizer = _add_chat_tokens(given, request)
     encode, fields = EncodePair(tokenizer, request.renamed, request.as_turns), (*FIELDS, *list_columns(request.renamed))
     identity = {"as_turns": True} if request.as_turns else {}
-    return ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer), identity)
+    notes = note_added_tokens(given, tokenizer)
+    return ExampleKind(KIND, "pairs", tokenizer, encode, fields, notes, identity), encode
 
 
 def _add_chat_tokens(given: Tokenizer, request: PreparePreferences) -> Tokenizer:

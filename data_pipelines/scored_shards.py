@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.fields import parse_renaming
 from data_pipelines.readers.record_sources import RecordSource, open_records
+from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.split_specs import INSTEAD
@@ -40,6 +41,8 @@ ENCODERS = (BlockEncoder.__module__, "data_pipelines.conversations.examples", "g
 """What workers import."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
+LARGE_BYTES = 2**26
+"""Sources of so many have examples for both sides of any usual split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,48 @@ class PrepareScored(ShardOptions):
         return "--split=none or a --validation-source"
 
 
-def prepare_scored(request: PrepareScored, kind: ExampleKind, *, workers: Workers, limits: Limits) -> Manifest:
+@dataclass(frozen=True)
+class ExampleSplit:
+    """The split of the source's examples. It is decided once, when it is first asked for.
+
+    `read_key` gets a record and its place, and gives what decides its split. It raises `UserError` for invalid ones.
+    `fields` are the columns of Parquet that it reads.
+    """
+
+    request: PrepareScored
+    fields: tuple[str, ...]
+    read_key: Callable[[Any, str], str]
+
+    @functools.cached_property
+    def rule(self) -> SplitRule:
+        """The rule that was asked for; where a hash would put all examples on one side, another hash.
+
+        Keys are read until both sides have one, and not from a source of `LARGE_BYTES` or more. An answer that
+        `--max-document-tokens` cuts off has a key, too: a tokenizer that is learned does not exist yet.
+        """
+        rule = parse_split(self.request.effective_split)
+        assert isinstance(rule, SplitRule)
+        if not isinstance(rule, HashFraction) or self.request.sources["source"].size >= LARGE_BYTES:
+            return rule
+        with progress_line(f"choosing the split of {self.request.source}") as show:
+            points = (rule.point(key.encode()) for key in self._iter_keys(show))
+            return rule.widen(points) or rule
+
+    def _iter_keys(self, show: Callable[[str], None]) -> Iterator[str]:
+        """The keys of examples; what is wrong with other records is told when they are encoded."""
+        count = 0
+        for block in self.request.sources["source"].iter_blocks(self.fields, BLOCK_BYTES):
+            for where, record in block.read():
+                count += 1
+                if not isinstance(record, UserError):
+                    with contextlib.suppress(UserError):
+                        yield self.read_key(record, where)
+            show(f"choosing the split: {count:,} records")
+
+
+def prepare_scored(
+    request: PrepareScored, kind: ExampleKind, split: ExampleSplit, *, workers: Workers, limits: Limits
+) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
 
     def compute_identity() -> dict[str, Any]:
@@ -132,7 +176,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, workers: Worker
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
         journal = Journal(directory, identity, seconds=limits.record_seconds)
-        return _write_shards(directory, request, kind, journal=journal, limits=limits, workers=workers)
+        return _write_shards(directory, request, kind, split, journal=journal, limits=limits, workers=workers)
 
     return build_shards(request, compute_identity, write=write, what=f"usable {kind.plural}")
 
@@ -141,6 +185,7 @@ def _write_shards(
     directory: Path,
     request: PrepareScored,
     kind: ExampleKind,
+    split: ExampleSplit,
     *,
     journal: Journal,
     limits: Limits,
@@ -150,8 +195,7 @@ def _write_shards(
     tokenizer, done = kind.tokenizer, journal.progress
     units, examples, notes = done.units, done.documents, done.notes
     encoder = BlockEncoder(kind, request.strict, request.max_document_tokens)
-    rule = find_rule(request, _iter_keys(request, encoder, limits))
-    tasks = itertools.islice(_iter_tasks(request, kind, limits, rule=rule), units, None)
+    tasks = itertools.islice(_iter_tasks(request, kind, limits, rule=split.rule), units, None)
     size = lambda task: task.block.size
     encoded = map_on_cores(
         encoder, tasks, processes=request.processes, size=size, pool_size=limits.pool_bytes, workers=workers
@@ -162,8 +206,8 @@ def _write_shards(
         contextlib.closing(encoded),
     ):
         for block in encoded:
-            for split, part in block.splits.items():
-                writers[split].append(part.tokens, part.starts, scored=part.scored, size=part.size)
+            for name, part in block.splits.items():
+                writers[name].append(part.tokens, part.starts, scored=part.scored, size=part.size)
             units, examples = units + 1, examples + block.examples
             notes.add(block.notes)
             if journal.is_due():
@@ -171,7 +215,7 @@ def _write_shards(
                 journal.record(Progress(units, examples, states, notes))
             show(f"{examples:,} {kind.plural}")
     lines = [*(kind.notes if examples else ()), *notes.lines()]
-    if isinstance(rule, HashFraction) and rule != parse_split(request.effective_split):
+    if isinstance(rule := split.rule, HashFraction) and rule != parse_split(request.effective_split):
         few = f"{count_of(examples, kind.plural)}, too few for {request.effective_split}"
         lines.append(f"{few}: {INSTEAD.format(f'hash:{rule.fraction}')}")
     return {name: writer.counts for name, writer in writers.items()}, tokenizer, lines
@@ -182,19 +226,6 @@ def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits, *, ru
     for flag, source in request.sources.items():
         for block in source.iter_blocks(kind.fields, limits.batch_bytes):
             yield Task(rules[flag], block)
-
-
-def _iter_keys(request: PrepareScored, encoder: BlockEncoder, limits: Limits) -> Iterator[str]:
-    for block in request.sources["source"].iter_blocks(encoder.kind.fields, limits.batch_bytes):
-        yield from encoder.iter_keys(block)
-
-
-def find_rule(request: PrepareScored, keys: Iterable[str]) -> SplitRule:
-    """The rule of the source's split. Where a hash would put all examples, of these keys, on one side, another hash."""
-    rule = parse_split(request.effective_split)
-    assert isinstance(rule, SplitRule)
-    widened = rule.widen(rule.point(key.encode()) for key in keys) if isinstance(rule, HashFraction) else None
-    return widened or rule
 
 
 def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.conversations.chat_formats import OTHER_FIELD, REASONING, parse_conversation
+from data_pipelines.conversations.chat_formats import OTHER_CONTENT, OTHER_FIELD, REASONING, parse_conversation
 from data_pipelines.readers.fields import parse_renaming, rename_fields
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
@@ -115,6 +115,8 @@ FIELDS = [
     {"conversation": [["Human", "Two and two?"], ["gpt", "Four."]]},
     {"conversations": [{"user": "Two and two?"}, {"assistant": "Four.", "user": None}]},
     {"prompt": LISTS[0][0], "response": LISTS[0][1]},
+    {"prompt": ["user", "Two and two?"], "response": {"assistant": "Four."}},
+    {"prompt": '[["user", "Two and two?"]]', "response": [{"Role": "assistant", "Content": "Four."}]},
     {"Messages": [{"Role": "User", "Content": "Two and two?"}, {"Role": "Chatbot", "Content": "Four."}]},
 ]
 TEXTS = [
@@ -316,6 +318,9 @@ def replace_each(value: Any, odd: Any) -> Iterator[Any]:
         ({"chosen": "x", "rejected": "y"}, "Pairs of .* are for python -m data_pipelines.prepare_preferences"),
         ({"messages": "x"}, '"messages": wanted a list'),
         ({}, "no keys"),
+        (["human", "Hi"], r"is one message; wanted a list of messages, such as \[\[.user"),
+        (["user", "Hi", "AI", "Ho"], "is one message; wanted a list"),
+        ({"prompt": "x", "completion": "y", "history": [["user", "a"], ["b", "c"]]}, '"history": wanted a list of'),
     ],
 )
 def test_records_of_another_form_are_named(record: Any, message: str):
@@ -333,10 +338,27 @@ def test_rejected_completions_of_kto_are_not_learned(label: Any) -> None:
         assert parse_conversation(record | {"label": kept}, where="x.jsonl:1").messages[1].content == "Five."
 
 
-@pytest.mark.parametrize("history", [LISTS[0], json.dumps([["Hi", "Ho"]])])
+@pytest.mark.parametrize("history", [LISTS[0], json.dumps([["Hi", "Ho"]]), [["user", "Hi"], ["bot", "Ho"]]])
 def test_history_may_be_messages_or_json(history: Any) -> None:
     record = {"instruction": "Add.", "output": "4", "history": history}
-    assert len(parse_conversation(record, where="x").messages) == 4
+    messages = parse_conversation(record, where="x").messages
+    assert ([message.role for message in messages], messages[1].content in ("Ho", ANSWER.content)) == (
+        ["user", "assistant"] * 2,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "note"),
+    [
+        ({"prompt": LISTS[0][0], "response": LISTS[0][1], "context": "C"}, OTHER_CONTENT),
+        ({"instruction": {"user": "Q"}, "output": LISTS[0][1], "input": "C"}, OTHER_CONTENT),
+        ({"prompt": LISTS[0][0], "response": LISTS[0][1], "answer": "B"}, OTHER_FIELD),
+        ({"prompt": "Q", "response": ["assistant", "A"], "answer": "B"}, OTHER_FIELD),
+    ],
+)
+def test_a_text_beside_a_message_is_left_out_with_a_note(record: dict[str, Any], note: str) -> None:
+    assert note in parse_conversation(record, where="x").left_out
 
 
 @pytest.mark.parametrize("start", [[], [{"role": "system", "content": "S"}]])

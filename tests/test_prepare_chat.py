@@ -1,5 +1,6 @@
 """Conversations to shards: every token and mark in its place, and invalid records named by file and line."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -14,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 from pipelines import run_pipeline
 
+from data_pipelines import prepare_chat as prepare_chat_module
 from data_pipelines import scored_shards
 from data_pipelines.conversations import block_encoder
 from data_pipelines.conversations.chat_formats import REASONING
@@ -526,3 +528,24 @@ def test_small_sources_have_a_larger_validation_split(tmp_path, run):
     for name, options in (("few", {}), ("learned", {"tokenizer": "bpe:262"})):
         counts = run(few, name, split=None, **options).splits
         assert (counts["train"].documents, counts["val"].documents) == (1, 1)
+
+
+def test_a_learned_tokenizer_never_saw_the_validation_split(tmp_path, run, monkeypatch):
+    """Also where answers that `--max-document-tokens` cuts off had a part in the choice of the split."""
+    learn, seen = prepare_chat_module.train_bpe_on_documents, list[bytes]()
+    monkeypatch.setattr(
+        prepare_chat_module,
+        "train_bpe_on_documents",
+        lambda texts, **options: learn(seen.extend(texts) or seen, **options),
+    )
+    found = 0
+    for seed in range(12):
+        seen.clear()
+        talks = [[("user", f"{seed} {i} ?" + " long" * 40 * (i % 2)), ("assistant", "4")] for i in range(16)]
+        source = write(tmp_path / f"{seed}.jsonl", map(line, talks))
+        with contextlib.suppress(UserError):  # all of the validation split is too long
+            run(source, f"{seed}", split=None, tokenizer="bpe:270", max_document_tokens=60, processes=1)
+            text = load_tokenizer(tmp_path / f"{seed}").decode(documents(tmp_path / f"{seed}", "val")[0][0])
+            assert not [each for each in seen if b"?" in each and each.decode() in text]
+            found += 1
+    assert found > 2

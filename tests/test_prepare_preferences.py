@@ -388,6 +388,21 @@ def test_all_that_belongs_to_a_prompt_is_in_it(record, prompt):
     assert parse_pair(record, where="x") == (prompt, "4", "5")
 
 
+@pytest.mark.parametrize("prompt", ["2+2?", {"user": "2+2?"}, {"role": "user", "content": "2+2?"}, [["user", "2+2?"]]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda text: ["assistant", text],
+        lambda text: [["gpt", text]],
+        lambda text: [{"assistant": text}],
+        lambda text: {"Role": "assistant", "Content": text},
+    ],
+)
+def test_the_messages_of_a_pair_have_the_forms_of_a_chat(prompt, answer):
+    record = {"prompt": prompt, "chosen": answer("4."), "rejected": answer("5.")}
+    assert parse_pair(record, where="x") == parse_pair(SAME | {"prompt": messages(("user", "2+2?"))}, where="x")
+
+
 def test_a_system_message_begins_the_prompt():
     record = {"system": "Be brief.", "prompt": "2+2?", "chosen": messages(GOOD[-1]), "rejected": messages(BAD[-1])}
     assert [message.role for message in parse_pair(record, where="x").prompt] == ["system", "user"]

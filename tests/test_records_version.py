@@ -34,6 +34,13 @@ CHATS = [
     RANKED,
     {"messages": [*turns("P", "Q", "R"), {"role": "assistant", "content": "T", "weight": 0}]},
     {"messages": turns("P", "Q", "Q", "")},
+    [["human", "P"], ["gpt", "Q"]],
+    ["human", "P"],
+    {"messages": [{"user": "P"}, {"assistant": "Q"}]},
+    {"Messages": turns("P", "Q", keys=("Role", "Content"))},
+    {"messages": '[["user", "P"], ["assistant", "Q"]]'},
+    {"prompt": {"role": "user", "content": "P"}, "response": ["assistant", "Q"], "context": "C"},
+    *({"prompt": "R", "completion": "T", "history": [["user", "P"], [name, "Q"]]} for name in ("bot", "X")),
 ]
 SIDES = {"chosen": " x", "rejected": " y "}
 ANSWER = turns("R", "x")[1:]
@@ -51,6 +58,9 @@ PAIRS = [
     {"input": {"messages": turns("R")}, "preferred_output": ANSWER, "non_preferred_output": turns("R", "y")[1:]},
     {"info": {"post": "P", "title": "T"}, "summaries": [{"text": "x"}, {"text": "y"}], "choice": 1},
     {"prompt": HUMAN, "chosen": "", "rejected": "y"},
+    {"prompt": {"user": "R"}, "chosen": ["assistant", "x"], "rejected": ["assistant", "y"]},
+    {"prompt": "R", "chosen": [["gpt", "x"]], "rejected": [{"assistant": "y"}]},
+    {"prompt": {"role": "user", "content": "R"}} | {side: {"Role": "gpt", "Content": side} for side in SIDES},
 ]
 
 
@@ -70,4 +80,4 @@ def test_the_version_tells_every_change_of_what_records_become():
                 continue
             for tokens, marks in documents:
                 found.update(np.asarray(tokens, "<i4").tobytes() + np.asarray(marks, "u1").tobytes() + b"|")
-    assert (RECORDS_VERSION, found.hexdigest()[:16]) == (9, "52b6945dfeff7570")
+    assert (RECORDS_VERSION, found.hexdigest()[:16]) == (9, "ee3cb18ea29c3d33")

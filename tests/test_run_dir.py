@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from gptjax.checkpoints.checkpoint import save_model
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.core.files import lock_file
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
@@ -112,6 +114,24 @@ def test_run_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:
         pass
     with run_lock(run):
         pass
+
+
+def test_run_lock_is_never_held_by_a_file_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused start removes its lock and the directory while another command waits between opening and locking."""
+    run, calls = tmp_path / "run", list[object]()
+
+    def lock_late(file: IO[str]) -> None:
+        calls.append(file)
+        if len(calls) == 1:
+            shutil.rmtree(run)
+        lock_file(file)
+
+    monkeypatch.setattr("gptjax.runs.run_lock.lock_file", lock_late)
+    with run_lock(run) as made:
+        assert made == [run]
+        with pytest.raises(UserError, match="another process is training"), run_lock(run):
+            pass
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def test_hash_of_few_documents_splits_the_tail(count):
 
 
 @pytest.mark.parametrize(
-    ("spec", "count", "wanted"), [("hash:1e-9", 30, 3), ("hash:0.99999", 3, 2), ("hash:1e-9", 2, 1)]
+    ("spec", "count", "wanted"),
+    [("hash:1e-9", 30, 3), ("hash:0.99999", 3, 2), ("hash:1e-9", 2, 1), ("hash:1e-9", 9000, 10)],
 )
 def test_a_hash_that_leaves_a_side_empty_gets_another_fraction(spec, count, wanted):
     """Equal examples stay on one side, and the fraction says again what was done."""

@@ -195,19 +195,29 @@ def test_refused_start_leaves_what_was_there(
     assert "reference: computing" not in capsys.readouterr().out
 
 
-def test_refused_start_keeps_a_record_that_it_has_moved(tmp_path: Path) -> None:
-    record, moved = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.before"
-    record.write_text("{}\n")
+@pytest.mark.parametrize("is_over", [False, True])
+def test_refused_start_removes_only_what_gptjax_has_written_in_it(tmp_path: Path, is_over: bool) -> None:
+    """Others may write into the directory meanwhile, and a run that has begun is no start."""
+    run = tmp_path / "new" / "run"
+    own = {".lock", "console.log", "reference/0/train.npy"}
 
-    def start() -> None:
-        with hold_run(tmp_path):
-            record.rename(moved)
-            record.touch()
+    def start(others: set[str]) -> None:
+        with hold_run(run) as end_start:
+            (run / "checkpoints").mkdir()
+            for name in ("console.log", "reference/0/train.npy", *others):
+                (run / name).parent.mkdir(parents=True, exist_ok=True)
+                (run / name).write_text("")
+            if is_over:
+                end_start()
             raise UserError("refused")
 
-    with pytest.raises(UserError, match="refused"):
-        start()
-    assert moved.read_text() == "{}\n"
+    for others in (set(), {"notes.txt", "export/model.bin", "metrics.jsonl.before", "checkpoints/1"}):
+        with pytest.raises(UserError, match="refused"):
+            start(others)
+        left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+        assert left == (own if is_over else set()) | others
+        assert is_over or others or not (tmp_path / "new").exists()
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
 
 
 def test_resume_never_refuses_an_existing_run(finished: TrainConfig) -> None:

@@ -1,7 +1,6 @@
 """Parses and encodes blocks of records, in any process."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,13 +86,6 @@ class BlockEncoder:
             documents.setdefault(task.rule.choose_split(key.encode()), []).extend(encoded)
             count += 1
         return EncodedBlock({side: self._join(each) for side, each in documents.items()}, count, context.notes)
-
-    def iter_keys(self, block: RecordBlock) -> Iterator[str]:
-        """The keys of the usable examples of a block; what is wrong with others is told when it is encoded."""
-        for where, record in block.read():
-            if not isinstance(record, UserError):
-                with contextlib.suppress(UserError):
-                    yield self._fit(self.kind.encode(record, where)).key
 
     def _fit(self, example: Example) -> Example:
         """Cut off behind `max_tokens`; raises `UselessRecord` where no answer or no difference is left."""

@@ -15,7 +15,6 @@ from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
-    is_message,
     rename_fields,
     suggest_command,
     suggest_path,
@@ -33,6 +32,8 @@ from gptjax.tokenization.messages import (
     TOOL_ROLES,
     InvalidRecord,
     UselessRecord,
+    as_list,
+    as_message,
     check_turns,
     check_utf8,
     find_role,
@@ -95,7 +96,7 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
         messages = [Message("system", check_utf8(system, where=where)), *messages]
         found = [None, *found]
     check_turns(messages, where=where)
-    unscored = {number for number, item in enumerate(found) if isinstance(item, dict) and item.get("weight") == 0}
+    unscored = {number for number, item in enumerate(found) if (as_message(item) or {}).get("weight") == 0}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
         raise UselessRecord("conversations skipped: all answers have weight 0")
     notes = {
@@ -113,14 +114,16 @@ def _has_other_field(record: Any) -> bool:
         return False
     return any(
         len(known := record.keys() & names) > 1
-        and sum(isinstance(record[key], str | list) and bool(record[key]) for key in known) > 1
+        and sum(isinstance(as_list(record[key]), str | list) and bool(record[key]) for key in known) > 1
         for names in (_QUESTIONS, _ANSWERS)
     )
 
 
 def _has_other_content(record: Any, messages: list[Message]) -> bool:
     """Whether a record of messages has a text in a field that none of them holds."""
-    if not isinstance(record, dict) or not any(isinstance(record.get(key), list) for key in (*LISTS, "prompt")):
+    if not isinstance(record, dict) or not any(
+        isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS)
+    ):
         return False
     texts = [text.strip() for key in _BESIDE if isinstance(text := record.get(key), str)]
     return any(all(text not in message.content for message in messages) for text in texts)
@@ -230,10 +233,9 @@ def _begins_as_list(value: Any) -> bool:
 
 def _speaks(item: Any) -> bool:
     """Whether a value is a message of a role that is known."""
-    roles = [str(item[key]).lower() for key in ROLE_KEYS if item.get(key) is not None] if isinstance(item, dict) else []
-    return (
-        bool(roles) and (roles[0] in ROLE_NAMES or roles[0] in TOOL_ROLES) and not item.keys().isdisjoint(CONTENT_KEYS)
-    )
+    message = as_message(item) or {}
+    role = next((str(message[key]).lower() for key in ROLE_KEYS if message.get(key) is not None), None)
+    return (role in ROLE_NAMES or role in TOOL_ROLES) and not message.keys().isdisjoint(CONTENT_KEYS)
 
 
 def is_labelled(record: dict[str, Any]) -> bool:
@@ -284,9 +286,10 @@ def read_history(record: dict[str, Any], *, where: str) -> list[Any]:
     """Messages of the turns before the question: Alpaca's pairs, or messages."""
     history = record.get("history")
     history = (parse_json(history) if not isinstance(history, str) or history.strip() else None) or []
-    if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
-        return history
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+    said = [turn for turn in history if as_message(turn) is not None] if isinstance(history, list) else []
+    if said == history:
+        return said
+    if said or not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         shown = quote(repr(history), limit=80)
         raise InvalidRecord(f'{where}: "history": wanted a list of pairs or of messages, got {shown}.', NO_LIST)
     return [
@@ -307,7 +310,7 @@ def add_history(history: list[Any], turns: list[Any]) -> list[Any]:
 def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) -> list[Any]:
     """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
     question, turns = record[key], None
-    question, answer = ([part] if is_message(part) else part for part in (question, answer))
+    question, answer = as_list(question), as_list(answer)
     if isinstance(question, list):  # TRL's
         turns = question
     elif isinstance(question, str):

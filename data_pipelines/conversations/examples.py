@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.conversations.chat_formats import parse_conversation
 from data_pipelines.conversations.dialogue_text import LeftMarks
-from data_pipelines.conversations.preference_formats import EQUAL, read_pair
+from data_pipelines.conversations.preference_formats import EQUAL, Pair, read_pair
 from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord, UselessRecord, has_reasoning
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -38,6 +38,11 @@ class Example(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def find_key(messages: Any) -> str:
+    """What decides the split: all messages of a conversation, or the prompt of a pair."""
+    return repr(messages)
+
+
 @dataclass(frozen=True)
 class EncodeConversation:
     """A record as a document."""
@@ -59,7 +64,7 @@ class EncodeConversation:
         }
         document = self.encoder.encode_conversation(messages, unscored=unscored)
         notes = (*left_out, *(note for note, is_true in found.items() if is_true))
-        return Example(repr(messages), [document], notes)
+        return Example(find_key(messages), [document], notes)
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,7 @@ class EncodePair:
         return LeftMarks(self.chat.template.special_tokens)
 
     def __call__(self, record: Any, where: str) -> Example:
-        is_for_text = self.tokenizer.chat_template is None
-        pair, left_out = read_pair(
-            record, where=where, renamed=self.renamed, keeps_text=is_for_text, as_turns=self.as_turns
-        )
-        prompt, *completions = pair
-        if is_for_text and isinstance(prompt, list):
-            raise InvalidRecord(f"{where}: {TURNS_FOR_TEXT}", NO_CHAT)
+        (prompt, *completions), left_out = self._read(record, where)
         documents = [self._encode(prompt, completion) for completion in completions]
         if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
             raise UselessRecord(EQUAL)
@@ -97,11 +96,24 @@ class EncodePair:
         given = [item for value in record.values() if isinstance(value, list) for item in value]
         found = {
             REASONING: any(map(has_reasoning, given)),
-            TEXT_FOR_CHATS: is_text and not is_for_text,
+            TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
             EMPTY_IN_PAIR: not all(message.content.strip() for message in said),
             MARKS_IN_PAIR: any(self.marks.are_in(message.content) for message in said),
         }
-        return Example(repr(prompt), documents, (*left_out, *(note for note, is_true in found.items() if is_true)))
+        return Example(find_key(prompt), documents, (*left_out, *(note for note, is_true in found.items() if is_true)))
+
+    def find_key(self, record: Any, where: str) -> str:
+        """The key of a record's example, which is not encoded."""
+        return find_key(self._read(record, where)[0].prompt)
+
+    def _read(self, record: Any, where: str) -> tuple[Pair, tuple[str, ...]]:
+        is_for_text = self.tokenizer.chat_template is None
+        pair, left_out = read_pair(
+            record, where=where, renamed=self.renamed, keeps_text=is_for_text, as_turns=self.as_turns
+        )
+        if is_for_text and isinstance(pair.prompt, list):
+            raise InvalidRecord(f"{where}: {TURNS_FOR_TEXT}", NO_CHAT)
+        return pair, left_out
 
     def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
         if isinstance(prompt, list):

@@ -27,6 +27,7 @@ from gptjax.tokenization.messages import (
     WRONG_TURNS,
     InvalidRecord,
     UselessRecord,
+    as_list,
     check_turns,
     check_utf8,
     find_role,
@@ -110,7 +111,7 @@ def _find_sides(record: dict[str, Any], *, where: str) -> Pair:
     history = record.get("history")
     if prompt is None and _is_prompt(history) and not _are_dialogues(None, sides):
         prompt = history  # SHP's
-    return Pair(prompt, *([side] if isinstance(side, dict) else side for side in sides))  # a single message
+    return Pair(*map(as_list, (prompt, *sides)))
 
 
 def _find_prompt(record: dict[str, Any], *, where: str) -> Any:

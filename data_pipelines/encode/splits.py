@@ -23,6 +23,8 @@ from gptjax.core.errors import UserError, count_of
 
 Split = Literal["train", "val"]
 MIN_TAIL = 0.1
+ENOUGH = 10
+"""Examples for validation above which a widened hash is not larger than the one asked for."""
 
 
 class SplitRule(ABC):
@@ -64,9 +66,10 @@ class HashFraction(SplitRule):
         return points < self.fraction
 
     def widen(self, points: Iterable[float]) -> "HashFraction | None":
-        """The rule for a source whose `points` it would all put on one side: a part of them, at least a tenth.
+        """The rule for a source whose `points` it would all put on one side: its part of them.
 
-        Equal points stay together. None where both sides have some, of which no more are read, and for a single point.
+        Of few points that is a tenth, but not more than `ENOUGH`. Equal points stay together. None where both sides
+        have some, of which no more are read, and for a single point.
         """
         found, sides = set[float](), set[bool]()
         for point in points:
@@ -77,7 +80,8 @@ class HashFraction(SplitRule):
         ordered = sorted(found)
         if len(ordered) < 2:
             return None
-        count = min(max(1, round(max(self.fraction, MIN_TAIL) * len(ordered))), len(ordered) - 1)
+        wanted = max(1, min(round(MIN_TAIL * len(ordered)), ENOUGH), round(self.fraction * len(ordered)))
+        count = min(wanted, len(ordered) - 1)
         last, behind = ordered[count - 1 : count + 1]
         shorter = (float(f"{(last + behind) / 2:.{digits}g}") for digits in range(1, 17))
         return HashFraction(next((number for number in shorter if last < number <= behind), behind))

@@ -188,13 +188,14 @@ def sync_tree(directory: Path) -> None:
         sync_path(Path(folder))
 
 
-def make_directories(path: Path) -> None:
-    """Make a directory and those above it, each on the disk in the directory above."""
+def make_directories(path: Path) -> list[Path]:
+    """Make a directory and those above it, each on the disk in the one above. Returns the new ones, lowest first."""
     path = path.absolute()
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for directory in reversed(missing):
         sync_path(directory.parent)
+    return missing
 
 
 def file_sha256(path: AnyPath) -> str:

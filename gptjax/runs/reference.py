@@ -42,6 +42,8 @@ from gptjax.runs.resume import Fingerprints, SavedRun, check_same_run
 from gptjax.runs.run_dir import REFERENCE, REFERENCE_FILE
 from gptjax.sharding.mesh import MeshConfig, reshard
 
+_SPLITS = ("train", "val")
+
 
 @dataclass(frozen=True)
 class FrozenModel:
@@ -152,7 +154,7 @@ def store_reference(config: TrainConfig, parts: Iterable[ReferencePart], model: 
 
 def _list_parts(config: TrainConfig, spec: ReadSpec) -> Iterator[ReferencePart]:
     """Yield the pairs of each source. Raises `UserError` for data whose log-probabilities cannot be stored."""
-    splits = ("train", "val") if config.evaluators else ("train",)
+    splits = _SPLITS if config.evaluators else _SPLITS[:1]
     for source, directory, wanted in _list_sources(config.data, config.directory / REFERENCE, splits):
         rows = {split: one for split in wanted if (one := _open_pairs(source, split, spec)) is not None}
         yield ReferencePart(directory, rows, spec.context_length)
@@ -208,6 +210,13 @@ def _store_rows(
     if is_writer:
         write_atomically(directory / REFERENCE_FILE, json.dumps(identity | {"sha256": sums}))
     multihost_utils.sync_global_devices("reference")
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what an unfinished computation has left in the directory of a reference. What is complete stays."""
+    for file in (file for split in _SPLITS for file in directory.rglob(f"{split}.npy")):
+        if not (file.parent / REFERENCE_FILE).is_file():
+            file.unlink()
 
 
 def _is_stored(directory: Path, identity: dict[str, Any]) -> bool:

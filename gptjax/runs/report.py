@@ -28,12 +28,20 @@ from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.objectives.objective import get_row_kind
-from gptjax.process.console import print_once
-from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
+from gptjax.process.console import keep_console_log, print_once
+from gptjax.process.diagnosis import keep_reports_in
+from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, TOKENIZER_FILE
 from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
 from gptjax.tokenization.tokenizer import load_tokenizer
+
+
+def keep_output(config: TrainConfig) -> None:
+    """From now on the run directory has what is printed and what is reported."""
+    keep_reports_in(config.directory)
+    if jax.process_index() == 0:
+        keep_console_log(config.directory / CONSOLE_LOG)
 
 
 def describe_run(

@@ -65,6 +65,8 @@ TOKENIZER_FILE = "tokenizer.json"
 REFERENCE = "reference"
 """The directory of a reference's log-probabilities, with a `REFERENCE_FILE` and the files whose sums that lists."""
 REFERENCE_FILE = "reference.json"
+STARTED = (CONSOLE_LOG, CHECKPOINTS, REFERENCE)
+"""What a start writes before `write_run_files`, besides the lock. The directories are empty, or have a reference."""
 REPORTS = ("traceback-*.txt", "stacks-*.txt", "wandb_id")
 """Files that are written once, by a start of the run."""
 _READ_FILES = (CONFIG_FILE, *SAVED_FILES)

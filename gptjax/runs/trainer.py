@@ -21,8 +21,7 @@ from gptjax.evaluators.evaluator import Evaluators, may_measure
 from gptjax.evaluators.metric_names import check_best_metric
 from gptjax.metrics.logger import MetricLogger
 from gptjax.process import restarts
-from gptjax.process.console import keep_console_log, print_once
-from gptjax.process.diagnosis import keep_reports_in
+from gptjax.process.console import print_once
 from gptjax.process.early_exit import stop_status
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
@@ -31,7 +30,7 @@ from gptjax.runs.reference import FrozenModel, prepare_frozen_model
 from gptjax.runs.refused_start import hold_run
 from gptjax.runs.resume import Fingerprints, choose_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
-from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, warn_of_changed_files, write_run_files
+from gptjax.runs.run_dir import CHECKPOINTS, warn_of_changed_files, write_run_files
 from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
 from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
@@ -113,9 +112,9 @@ def _train(
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
     evaluators = _open_parts(config, tokenizer, mesh)
-    held.enter_context(hold_run(config.directory))
+    end_start = held.enter_context(hold_run(config.directory))
     with mesh.activate(), _open_checkpoints(config) as checkpoints:
-        _keep_output(config)
+        report.keep_output(config)
         fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
         fingerprints["validation"] = evaluators.validation_fingerprint
         check_same_command(config, fingerprints)
@@ -136,6 +135,7 @@ def _train(
             shutdown=shutdown,
             watchdog=watchdog,
             started_at=started_at,
+            end_start=end_start,
             modules=modules,
             source=source,
         ).train(config, reader, read_spec)
@@ -147,13 +147,6 @@ def _open_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConf
     config.log.check()
     with mesh.activate():
         return startup.open_evaluators(config, tokenizer, mesh)
-
-
-def _keep_output(config: TrainConfig) -> None:
-    """From now on the run directory has what is printed and what is reported."""
-    keep_reports_in(config.directory)
-    if jax.process_index() == 0:
-        keep_console_log(config.directory / CONSOLE_LOG)
 
 
 def _open_checkpoints(config: TrainConfig) -> CheckpointManager:
@@ -176,6 +169,8 @@ class _Run:
     watchdog: Watchdog
     started_at: float
     """When this process began, by `time.monotonic`."""
+    end_start: Callable[[], None]
+    """Called before the run's files are written: from then on they stay."""
     modules: Modules | None
     source: str | None
     programs: startup.Programs = field(default_factory=dict)
@@ -209,6 +204,7 @@ class _Run:
             state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
             state = state or startup.initialize_state(config, mesh, modules=self.modules)
         start = int(state.step)
+        self.end_start()
         if jax.process_index() == 0:
             if rollback_record is None:
                 warn_of_changed_files(config.directory)

@@ -52,16 +52,17 @@ def read_messages(value: Any, *, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise InvalidRecord(f"{where}: wanted a list of messages, got {quote(repr(value), limit=80)}.", NO_LIST)
     if len(value) > 1 and all(isinstance(item, str) for item in value):  # UltraChat: the user begins
+        if all(map(_is_name, value[::2])):
+            form = 'wanted a list of messages, such as [["user", "…"], ["assistant", "…"]]'
+            raise InvalidRecord(f"{where}: {quote(repr(value), limit=80)} is one message; {form}.", NO_LIST)
         roles = itertools.cycle(("user", "assistant"))
         value = [{"role": role, "content": text} for role, text in zip(roles, value, strict=False)]
     return [_read_message(item, where=f"{where}: message {number}") for number, item in enumerate(value, start=1)]
 
 
 def _read_message(item: Any, *, where: str) -> Message:
-    if not isinstance(item, dict):
-        if (named := _name_parts(item)) is not None:
-            return _read_message(named, where=where)
-        problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.'
+    if (item := as_message(given := item)) is None:
+        problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(given), limit=80)}.'
         raise InvalidRecord(problem, NO_LIST)
     # Tables of several forms have the keys of all, and nulls in them.
     known = {key: value for key, value in item.items() if value is not None}
@@ -69,10 +70,6 @@ def _read_message(item: Any, *, where: str) -> Message:
     if item.get("tool_calls") or item.get("function_call") or role in TOOL_ROLES:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
-    if name is None and role is None and (named := _name_parts(*known.items())) is not None:
-        return _read_message(named, where=where)
-    if role is None and not known.keys() <= (plain := {key.lower(): value for key, value in known.items()}).keys():
-        return _read_message(plain, where=where)
     if name is None:
         advice = "" if role is None else " Write the one that it stands for in its place."
         wanted = f"wanted {', '.join(ROLES)}.{advice}"
@@ -87,17 +84,38 @@ def _read_message(item: Any, *, where: str) -> Message:
     return Message(name, check_utf8(content, where=where))
 
 
-def _name_parts(*items: Any) -> dict[str, Any] | None:
-    """`["human", "Hi"]`, or the only item of `{"human": "Hi"}`, as a message; None for anything else."""
-    match items:
-        case ([str(role), str(content)] | (str(role), str(content)),) if role.lower() in {*ROLE_NAMES, *TOOL_ROLES}:
+def _is_name(text: Any) -> bool:
+    """Whether a text is the name of a role."""
+    return isinstance(text, str) and text.lower() in {*ROLE_NAMES, *TOOL_ROLES}
+
+
+def as_message(item: Any) -> dict[str, Any] | None:
+    """A message in any form as an object, of `["human", "Hi"]` and `{"human": "Hi"}`, too; None for what is none.
+
+    Keys with capitals become small. An object without a role stays one.
+    """
+    parts = item
+    if isinstance(item, dict):
+        known = {key: value for key, value in item.items() if value is not None}
+        if not known.keys().isdisjoint(ROLE_KEYS):
+            return item
+        parts = next(iter(known.items())) if len(known) == 1 else None
+    match parts:
+        case [str(role), str(content)] if _is_name(role):
             return {"role": role.lower(), "content": content}
-    return None
+    return {str(key).lower(): value for key, value in item.items()} if isinstance(item, dict) else None
+
+
+def as_list(part: Any) -> Any:
+    """A list of the message that a value is, in any form; other values as they are."""
+    message = as_message(part) or {}
+    return [part] if any(message.get(key) is not None for key in ROLE_KEYS) else part
 
 
 def find_role(item: Any) -> str | None:
     """The role of a message as it is in a file, under its name here; None where it has none that is known."""
-    given = next((item[key] for key in ROLE_KEYS if item.get(key) is not None), "") if isinstance(item, dict) else ""
+    message = as_message(item) or {}
+    given = next((message[key] for key in ROLE_KEYS if message.get(key) is not None), "")
     return ROLE_NAMES.get(str(given).lower())
 
 
