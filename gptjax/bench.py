@@ -23,7 +23,7 @@ from gptjax.benchmark.options import BenchOptions
 from gptjax.cli.command_line import parse_config, parse_known_options
 from gptjax.config import TrainConfig
 from gptjax.core.errors import exit_on_user_error
-from gptjax.core.files import check_output_file, expand_path
+from gptjax.core.files import check_output_file, expand_path, write_output
 
 PROG = "python -m gptjax.bench"
 DESCRIPTION = "Flags of the config, as in gptjax.train."
@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> None:
         if options.json == "-":
             print(content, end="")
         elif options.json is not None:
-            expand_path(options.json).write_text(content, encoding="utf-8")
+            write_output(expand_path(options.json), content)
         if options.output is not None:
             directory = expand_path(options.output)
-            (directory / "benchmark.md").write_text(text, encoding="utf-8")
-            (directory / "benchmark.json").write_text(content, encoding="utf-8")
+            write_output(directory / "benchmark.md", text)
+            write_output(directory / "benchmark.json", content)
             report.write_picture(result, directory / "benchmark.png")
 
 

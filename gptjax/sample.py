@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from gptjax.cli.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, count_of, escape_controls, exit_on_user_error
-from gptjax.core.files import check_output_file, expand_path, write_atomically
+from gptjax.core.files import check_output_file, expand_path, write_output
 from gptjax.serving.sampler import Prompt, Sample, Sampler, read_prompts
 from gptjax.serving.text_generation import Completion, TextGenerator
 from gptjax.sharding.devices import start_backend
@@ -68,7 +68,7 @@ def write_samples(sampler: Sampler) -> None:
         print_speed(sampler.generator.speed)
     if options.json is not None:
         report = json.dumps(sampler.report(prompts, completions), ensure_ascii=False, indent=1)
-        print(report) if is_quiet else write_atomically(expand_path(options.json), report + "\n")
+        print(report) if is_quiet else write_output(expand_path(options.json), report + "\n")
 
 
 def print_texts(texts: list[str]) -> None:

@@ -94,6 +94,18 @@ def test_entries_that_cannot_be_read_are_a_note_and_are_removed(capsys: pytest.C
     assert line.startswith("note: compiled programs that cannot be read are compiled anew")
 
 
+def test_entries_in_a_directory_that_the_user_gave_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        enable_compile_cache()
+        (tmp_path / "jit_f-12-cache").write_bytes(b"of another project")
+        text = "Error reading persistent compilation cache entry for 'jit_f': zlib.error: incorrect data check"
+        warnings.warn(text, stacklevel=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["jit_f-12-cache"]
+    assert "are compiled anew" in capsys.readouterr().err
+
+
 def test_directory_of_another_user_is_a_note(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     enabled_directory()
     name, user = name_machine(), os.getuid()

@@ -19,6 +19,7 @@ from gptjax.core.files import (
     lock_file,
     read_text,
     write_atomically,
+    write_output,
 )
 
 
@@ -43,6 +44,26 @@ def test_a_failed_write_keeps_only_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_output_keeps_links_and_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    link, there = tmp_path / "link.json", tmp_path / "there.json"
+    link.symlink_to(there)
+    for content in ("first", "second"):
+        write_output(link, content)
+        assert there.read_text() == content
+    write_output(Path(os.devnull), "nothing")
+    assert link.is_symlink()
+    assert Path(os.devnull).is_char_device()
+
+    def fail(*_: object):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full") as error:
+        write_output(link, "third")
+    assert error.value.filename == str(there)
+    assert there.read_text() == "second"
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/runs", Path("s3://bucket/x"), "https://example.org/a.txt"])

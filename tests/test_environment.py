@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxlib.xla_client
 import pytest
 from tiny import tiny_config, write_config, write_text_shards
 
@@ -33,8 +34,15 @@ def test_misspelt_variable_is_noted():
     known = ["JAX_ENABLE_X64", "JAX_PLATFORMS"]
     assert describe_misspelt(known, dict.fromkeys([*known, "JAX_OF_MINE", "GPTJAX_CACHE", "SLURM_NTASK"], "1")) == []
     x64, cache = describe_misspelt(known, {"JAX_ENABEL_X64": "1", "GPTJAX_CAHCE": "1"})[::-1]
-    assert x64.endswith("JAX_ENABEL_X64 has no effect: there is none of this name. Did you mean JAX_ENABLE_X64?")
+    assert x64.endswith("JAX_ENABEL_X64 may have no effect: none of this name is known. Did you mean JAX_ENABLE_X64?")
     assert cache.endswith("Did you mean GPTJAX_CACHE?")
+
+
+def test_variable_that_jaxlib_reads_is_no_misspelling():
+    source = Path(jaxlib.xla_client.__file__).read_text(encoding="utf-8")
+    named = set(re.findall(r"""["'](XLA_[A-Z_]+)["']""", source))
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" in named
+    assert describe_misspelt([], dict.fromkeys(named, "1")) == []
 
 
 def test_small_address_space_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_an_error_of_the_user_exits_with_its_message(
     error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert exit_with(error, capsys) == (code, message)
+
+
+def test_file_system_without_room_for_a_file_is_no_full_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=60, f_ffree=0, f_bavail=9))
+    told = "error: /x: No space left. The file system can hold no more files (df -i). Remove some and give the same "
+    assert exit_with(OSError(errno.ENOSPC, "No space left", "/x"), capsys) == (2, told + "command again.\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EINVAL, "a bug")])

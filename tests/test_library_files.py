@@ -1,7 +1,9 @@
 """Odd files of tokenizers that the library encodes: other spellings, sections that are missing, and what is said."""
 
 import json
+import os
 import re
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,15 @@ def test_a_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tok = load_tokenizer(tmp_path)
     assert tok.fingerprint
     assert sum(size > 1000 for size in calls) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="without files in memory there is no other place")
+def test_a_tokenizer_is_read_without_a_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    assert load_tokenizer(write_form(tmp_path, "llama")).encode("the cat").size
 
 
 def test_the_tokens_of_an_answer_are_those_behind_its_question(tmp_path: Path) -> None:

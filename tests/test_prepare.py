@@ -205,6 +205,9 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)
     assert "--config=modern_253m_sft --init-from=RUN --no-require-validation --data" in suggest_next(chats, many)
+    (tmp_path / "own_x" / "checkpoints").mkdir(parents=True)
+    of_run = suggest_next(replace(chats, tokenizer=str(tmp_path / "own_x")), many)
+    assert f"--init-from={tmp_path}/own_x --no-require-validation --data" in of_run
     assert "--config=modern_253m_sft --init-from=RUN --data" in suggest_next(chats, many | {"val": many["train"]})
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)

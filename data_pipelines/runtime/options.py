@@ -116,7 +116,7 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     """The command that trains on the shards, or what they lack for it."""
     tokens = sum(count.tokens for count in splits.values())
     flags = options.choose_flags(tokens)
-    if "val" not in splits and "=own_" not in flags:  # those of that name take what there is
+    if "val" not in splits and not flags.startswith("--config=own_"):  # those of that name take what there is
         flags += " --no-require-validation"
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:

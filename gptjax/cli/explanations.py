@@ -1,5 +1,6 @@
 """What is said of a word for which there is no flag; the sentences are in explanations.toml."""
 
+import fnmatch
 import functools
 import re
 import tomllib
@@ -21,7 +22,7 @@ class Row(NamedTuple):
 
 @functools.cache
 def read_explanations() -> dict[str, list[Row]]:
-    """The rows of each word, in the order in which they are tried. The file is read at the first mistake."""
+    """The rows of each word or pattern, in the order in which they are tried. The file is read at the first mistake."""
     found: dict[str, list[Row]] = {}
     for row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["told"]:
         for word in row["words"].split():
@@ -35,9 +36,16 @@ def find_explanation(words: Sequence[str], flags: Flags, *, instead: bool = Fals
     With `instead`, only what is said also where a flag may be meant.
     """
     known = {re.sub(r"\.\d+\.", ".N.", flag) for flag in flags}
-    told = (row for word in words for row in read_explanations().get(word, ()))
+    told = (row for word in words for row in _find_rows(word))
     fitting = (row.say for row in told if row.instead >= instead and is_for(row, known))
     return next(fitting, None)
+
+
+def _find_rows(word: str) -> list[Row]:
+    """The rows of a word, and of the patterns with a `*` that it fits."""
+    rows = read_explanations()
+    fitting = (known for pattern, known in rows.items() if "*" in pattern and fnmatch.fnmatchcase(word, pattern))
+    return [row for known in (rows.get(word, ()), *fitting) for row in known]
 
 
 def is_for(row: Row, flags: Set[str]) -> bool:

@@ -107,7 +107,8 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
     word = given[1] if len(given) > 1 else given[0]
     if "=" in word:
         return _explain_bare(word, flags)
-    if name.endswith("source") and (pattern := _find_pattern(given)):
+    pattern = _find_pattern(given) if name.endswith("source") else None
+    if pattern and all(map(os.path.lexists, given)):
         return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: --{name}={_spell(pattern)}."
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
@@ -115,9 +116,9 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
     if not is_text and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
-    endings = {os.path.splitext(value)[1] for value in given}
-    if name.endswith("source") and len(endings) == 1 and any(endings):
-        hint = f"Several files are a directory or a quoted pattern: --{name}='*{endings.pop()}'."
+    if name.endswith("source") and all(os.path.splitext(value)[1] for value in given):
+        shown = f": --{name}={_spell(pattern)}" if pattern else ""
+        hint = f"Several files are a directory that holds them, or a quoted pattern{shown}."
     if name in ("tasks", "special-tokens"):
         hint = f"Several are separated by commas: --{name}={_spell(','.join(given))}."
     if flags[name].appends:
@@ -126,10 +127,10 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
 
 
 def _find_pattern(given: Sequence[str]) -> str | None:
-    """The pattern that a shell may have replaced by these words; None unless they are files with one ending."""
+    """The pattern of several paths in one directory with one ending, as the shell replaces it; None for others."""
     folders, endings = {os.path.dirname(word) for word in given}, {os.path.splitext(word)[1] for word in given}
-    is_replaced = len(given) > 1 and len(folders) == len(endings) == 1 and all(map(os.path.lexists, given))
-    return os.path.join(folders.pop(), f"*{endings.pop()}") if is_replaced else None
+    is_one = len(given) > 1 and len(folders) == len(endings) == 1
+    return os.path.join(folders.pop(), f"*{endings.pop()}") if is_one else None
 
 
 def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:

@@ -58,7 +58,7 @@ def enable_compile_cache() -> None:
     if (given := jax.config.values["jax_compilation_cache_dir"]) is not None:
         if "://" not in given and not Path(given).is_dir():
             _make_given_directory(given)
-        _watch_entries(Path(given))
+        _watch_entries(Path(given), removes=False)
         return
     try:
         root = cache_directory() / "compiled"
@@ -71,7 +71,7 @@ def enable_compile_cache() -> None:
         print_once(f"note: compiled programs are not kept: {reason}", to_stderr=True)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    _watch_entries(directory)
+    _watch_entries(directory, removes=True)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
@@ -88,8 +88,12 @@ def _make_given_directory(path: str) -> None:
 
 
 @functools.cache
-def _watch_entries(directory: Path) -> None:
-    """Say once that entries cannot be read, or written, instead of JAX's warnings, and remove what is left of them."""
+def _watch_entries(directory: Path, *, removes: bool) -> None:
+    """Say once that entries cannot be read, or written, instead of JAX's warnings.
+
+    JAX never replaces a damaged entry, and its warning names the program but not the file. So all entries of that
+    program are removed if `removes`, which is for a directory that is gptjax's own. They are compiled again.
+    """
     show, said = warnings.showwarning, set[str]()
 
     def show_once(message: Warning | str, *arguments: Any, **more: Any) -> None:
@@ -97,7 +101,7 @@ def _watch_entries(directory: Path) -> None:
             show(message, *arguments, **more)
             return
         act, program, reason = found.groups()
-        for path in directory.glob(f"{glob.escape(program)}-*"):
+        for path in directory.glob(f"{glob.escape(program)}-*-cache") if removes else ():
             with contextlib.suppress(OSError):
                 path.unlink()
         if act not in said:

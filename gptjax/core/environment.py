@@ -18,6 +18,8 @@ _OF_LIBRARIES = (
     *("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COORDINATOR_PORT", "JAX_LOCAL_DEVICE_IDS"),
     *("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_PARTITION_INDEX", "JAX_SLICE_INDEX", "XLA_FLAGS"),
     *("XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"),
+    *("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_ABORT_COLLECTIVES_ON_FAILURE"),
+    *("XLA_PYTHON_CLIENT_COLLECTIVE_MEM_SIZE_MB", "XLA_PYTHON_CLIENT_USE_TFRT_GPU_CLIENT"),
 )
 """Variables of JAX and XLA that are no options of `jax.config`."""
 _ALIKE = 0.85
@@ -55,5 +57,6 @@ def describe_misspelt(known: Iterable[str], environment: Mapping[str, str] = os.
         close = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
         if close or name.startswith("GPTJAX_"):
             meant = f" Did you mean {close[0]}?" if close else ""
-            notes.append(f"note: the variable {quote(name)} has no effect: there is none of this name.{meant}")
+            effect = "has no effect" if name.startswith("GPTJAX_") else "may have no effect"
+            notes.append(f"note: the variable {quote(name)} {effect}: none of this name is known.{meant}")
     return notes

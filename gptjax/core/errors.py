@@ -114,7 +114,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     except OSError as error:
         where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "
         if error.errno in (*DISK_FULL_ERRNOS, *_LIMITS):
-            advice = f"Raise the limit ({_LIMITS[error.errno]})" if error.errno in _LIMITS else "Free space"
+            advice = f"Raise the limit ({_LIMITS[error.errno]})" if error.errno in _LIMITS else _advise_room(error)
             message = f"{where}{error.strerror}. {advice} and give the same command again."
         elif error.errno in _FAULTY:
             # What reads or writes an open file raises it without a name, as does a terminal that is gone.
@@ -167,6 +167,16 @@ def _is_directory_deleted() -> bool:
     except FileNotFoundError:
         return True
     return False
+
+
+def _advise_room(error: OSError) -> str:
+    """What a full disk lacks. One with too many files has space left."""
+    if error.filename is not None and error.errno == errno.ENOSPC:
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(os.path.dirname(os.fspath(error.filename)) or ".")
+            if disk.f_files and not disk.f_ffree and disk.f_bavail:
+                return "The file system can hold no more files (df -i). Remove some"
+    return "Free space"
 
 
 def _suggest_place(path: str) -> str:

@@ -118,6 +118,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_output(path: Path, content: str) -> None:
+    """Write a file that a person named. An old one stays if the new one cannot be written, as on a full disk.
+
+    What is behind a link is replaced, not the link. Devices and pipes, and a file in a directory that may not be
+    written, are written to directly.
+    """
+    is_special = path.is_relative_to("/dev") or (path.exists() and not path.is_file())
+    target = path.resolve()
+    if is_special or not os.access(target.parent, os.W_OK):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_atomically(target, content)
+
+
 @contextlib.contextmanager
 def replaced_files(directory: Path, *, last: str) -> Iterator[Path]:
     """A temporary directory for files that get their places in `directory` if the block succeeds.

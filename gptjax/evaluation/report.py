@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gptjax.core.errors import UserError, count_of, quote
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, write_output
 from gptjax.evaluation.comparison import Evaluation, compare, format_table
 from gptjax.evaluation.figures import Figure
 
@@ -97,6 +97,6 @@ def write_result(target: str, result: dict[str, Any]) -> None:
         return
     path = expand_path(target)
     try:
-        path.write_text(text, encoding="utf-8")
+        write_output(path, text)
     except OSError as error:
         raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None

@@ -6,8 +6,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 _lock = threading.Lock()
+
+
+def open_unnamed_file() -> Any:
+    """A file without a name, in memory where the system can: temporary directories may be full or read-only."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0)
+    return tempfile.TemporaryFile("w+b")
 
 
 @contextlib.contextmanager
@@ -16,7 +24,7 @@ def hold_stderr() -> Iterator[None]:
 
     Rust prints a panic before Python gets an exception of it.
     """
-    with _lock, tempfile.TemporaryFile() as file:
+    with _lock, open_unnamed_file() as file:
         if sys.stderr is not None:
             sys.stderr.flush()
         try:

@@ -12,10 +12,10 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from typing import Any
 
 from gptjax.process.diagnosis import shows_tracebacks
+from gptjax.process.held_stderr import open_unnamed_file
 
 HOLD_SECONDS = 4.0
 """So long output is held back. An abort is delayed by longer."""
@@ -39,7 +39,7 @@ class NativeOutput:
         self._abort: str | None = None
 
     def _begin_file(self) -> None:
-        self._file = _open_file()
+        self._file = open_unnamed_file()
         os.dup2(self._file.fileno(), 2)
         self._shown, self._noticed, self._searched, self._noticed_at = 0, 0, 0, 0.0
 
@@ -95,13 +95,6 @@ class NativeOutput:
             while text := os.pread(self._file.fileno(), min(_CHUNK, end - self._shown), self._shown):
                 self._shown += os.write(self.terminal, text)
         self._shown = end
-
-
-def _open_file() -> Any:
-    """A file without a name, in memory where the system can: temporary directories may be full or read-only."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0)
-    return tempfile.TemporaryFile("w+b")
 
 
 def hold_native_output() -> NativeOutput:

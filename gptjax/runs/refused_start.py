@@ -12,6 +12,7 @@ from gptjax.core.errors import UserError
 from gptjax.runs.reference import remove_unfinished
 from gptjax.runs.run_dir import CONFIG_FILE, REFERENCE, STARTED
 from gptjax.runs.run_lock import run_lock
+from gptjax.sharding.distributed import wait_for_processes
 
 
 @contextlib.contextmanager
@@ -28,6 +29,7 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
         nonlocal is_over
         is_over = True
 
+    wait_for_processes("opened")  # one that is refused alone ends the others before anything is written
     with run_lock(directory) as made:
         before = {path.name for path in directory.iterdir()}
         try:

@@ -15,6 +15,7 @@ from gptjax.data.checksums import VERIFIED_FILE
 from gptjax.data.manifest import MANIFEST_NAME, read_manifest
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE, list_references
 from gptjax.runs.run_sums import list_logs
+from gptjax.runs.written_places import leads_into
 
 _MARKS = (LOCK, VERIFIED_FILE)
 """Files by which commands know of each other. They have no sums, and no result depends on them."""
@@ -57,7 +58,7 @@ def _list_known(directory: Path) -> Iterator[Path]:
 def _group(folder: Path, root: Path, known: set[Path], besides: set[Path], above: set[Path]) -> Iterator[str]:
     """What is not known in a folder of `root`, without `besides`. `above` are the directories above these."""
     for path in sorted(folder.iterdir()):
-        if path in besides:
+        if path in besides or (path.is_dir() and leads_into(root, path)):
             continue
         if not path.is_dir():
             if path not in known and path.name not in _MARKS:

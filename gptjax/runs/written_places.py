@@ -13,6 +13,8 @@ from gptjax.runs.run_dir import CHECKPOINTS, CONFIG_FILE, METRICS, REFERENCE
 from gptjax.tokenization.tokenizer import TOKENIZER_FILES
 
 RUNS = "runs"
+_MANIFEST_START = 2**20
+"""Bytes of a manifest.json that are read to tell what it is."""
 _OF_A_RUN = (CHECKPOINTS, REFERENCE, "tensorboard", "wandb")
 """Directories that belong to a run, and hold nothing else."""
 
@@ -27,7 +29,8 @@ class WrittenPlace(NamedTuple):
 def find_places(root: Path, *, on_error: Callable[[OSError], object]) -> Iterator[WrittenPlace]:
     """Yield the directories that `verify` compares, from the root downwards; hidden ones are left out.
 
-    `on_error` is told of directories that cannot be listed. Links are followed, each to a directory once.
+    `on_error` is told of directories that cannot be listed or recognised. Links are followed, each to a directory once,
+    unless they lead to what is found without them (`leads_into`).
     """
     seen = set[tuple[int, int]]()
 
@@ -37,13 +40,28 @@ def find_places(root: Path, *, on_error: Callable[[OSError], object]) -> Iterato
         seen.add((status.st_dev, status.st_ino))
         return not is_known
 
+    is_new(root)
+
     for folder, names, _ in os.walk(root, onerror=on_error, followlinks=True):
         directory = Path(folder)
-        if (kind := name_kind(directory)) is not None:
+        try:
+            kind = name_kind(directory)
+        except OSError as error:
+            on_error(error)
+            continue
+        if kind is not None:
             yield WrittenPlace(directory, kind)
         skipped = _OF_A_RUN if kind == RUNS else ()
-        wanted = [name for name in sorted(names) if not name.startswith(".") and name not in skipped]
-        names[:] = [name for name in wanted if is_new(directory / name)]
+        wanted = [directory / name for name in sorted(names) if not name.startswith(".") and name not in skipped]
+        names[:] = [path.name for path in wanted if not leads_into(root, path) and is_new(path)]
+
+
+def leads_into(root: Path, path: Path) -> bool:
+    """Whether a path is a link to the directory `root`, to one inside it, or to one above it."""
+    if not path.is_symlink():
+        return False
+    target, top = path.resolve(), root.resolve()
+    return target.is_relative_to(top) or top.is_relative_to(target)
 
 
 def name_kind(directory: Path) -> str | None:
@@ -66,7 +84,10 @@ def _name_files(directory: Path) -> str:
 def _has_manifest(directory: Path) -> bool:
     """Other programs have files of this name, too."""
     file = directory / MANIFEST_NAME
-    return file.is_file() and (any(directory.glob("*.bin")) or b'"splits"' in file.read_bytes())
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return b'"splits"' in opened.read(_MANIFEST_START) or any(directory.glob("*.bin"))
 
 
 def _is_run(directory: Path) -> bool:

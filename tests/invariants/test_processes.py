@@ -257,6 +257,30 @@ def test_impossible_run_is_refused_by_all_processes(staged: TrainConfig, tmp_pat
             )
 
 
+LACKS_DATA = """
+import dataclasses, os
+
+if os.environ["JAX_PROCESS_ID"] == "{}":
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path="missing"))
+"""
+"""What follows a config."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [0, 1])
+def test_start_that_one_process_refuses_ends_both_and_writes_nothing(
+    staged: TrainConfig, tmp_path: Path, refused: int
+) -> None:
+    run = replace(staged, name=f"refused by {refused}")
+    file = write_config(tmp_path / "refused.py", run)
+    file.write_text(file.read_text() + LACKS_DATA.format(refused))
+    codes, outputs = wait_for(start_training(file))
+    assert codes == [2, 2], outputs
+    assert all("missing: no such directory of shards" in output for output in outputs), outputs
+    assert f"process {refused} of 2" in outputs[1 - refused]
+    assert not run.directory.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "signaled"), [(signal.SIGTERM, [1]), (signal.SIGINT, [1]), (signal.SIGINT, [0, 1])])
 def test_signal_stops_both_processes_after_the_same_step(
