@@ -126,6 +126,7 @@ def test_a_value_that_its_class_refuses_keeps_the_message():
     ("argv", "message"),
     [
         ([], r"^No config is given\. Give --config=NAME"),
+        (["--confg=smoke"], r"^There is no flag '?--confg'?\. Write --config=NAME\.$"),
         (["--config"], "^--config names no file"),
         (["--config="], "^--config names no file"),
         (["--config", "--help"], "^--config names no file"),

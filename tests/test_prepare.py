@@ -211,6 +211,8 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     assert "--config=modern_253m_sft --init-from=RUN --data" in suggest_next(chats, many | {"val": many["train"]})
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
+    splits["train"] = Counts(documents=9, tokens=6000, bytes=6000)
+    assert "--split=tail:0.1 --overwrite. --config=own_text_cpu reads 257 tokens" in suggest_next(options, splits)
     assert load_config("own_text_cpu").model.context_length + 1 == options.least_tokens
 
 

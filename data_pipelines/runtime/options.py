@@ -120,6 +120,11 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
         flags += " --no-require-validation"
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:
+        if name == "val" and options.validation_source is None and tokens >= 20 * options.least_tokens:
+            return (
+                f"next: the same command with --split=tail:0.1 --overwrite. {options.train_flags} reads "
+                f"{options.least_tokens} tokens at a time, and val has only {splits[name].tokens}."
+            )
         return (
             f"next: prepare more text. {options.train_flags} needs {options.least_tokens} tokens in each split, and "
             f"{name} has {splits[name].tokens}."

@@ -1,6 +1,7 @@
 """Command lines of the entry points, parsed by tyro: every field of a config is a flag."""
 
 import contextlib
+import difflib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -111,6 +112,9 @@ def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
         names = [name for word in rest if word.startswith("-") and (name := word.lstrip("-")) in list_configs()]
         if names:
             raise UserError(f"No config is given. Write --config={names[0]}.")
+        typed = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        if alike := difflib.get_close_matches("--config", typed, n=1, cutoff=0.75):
+            raise UserError(f"There is no flag {quote(alike[0])}. Write --config=NAME.")
         raise UserError(f"No config is given. Give --config=NAME, such as quickstart; {prog} --help lists the names.")
     if len(specs) > 1:
         raise UserError(f"--config is given {len(specs)} times ({', '.join(specs)}): a run has one config file.")
