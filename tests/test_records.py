@@ -9,6 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from data_pipelines.readers import records
 from data_pipelines.readers.records import NamedRecord, find_record_files, iter_blocks
 from gptjax.core.errors import UserError
 
@@ -75,3 +76,18 @@ def test_array_records_are_records(tmp_path):
     one, (_, wrong), other = read(path)
     assert (one, other) == ((f"{path}: record 1", {"text": "a"}), (f"{path}: record 3", {"text": "b"}))
     assert isinstance(wrong, UserError)
+
+
+@pytest.mark.parametrize(
+    ("start", "holds"),
+    [
+        (b"", True),
+        (b'{"a": 1,, }\n{"a": 2}\n', True),
+        (b'[{"a": 1}\n,{"a": 2}]\n', True),
+        (b'[\n{"a": 1}]', True),
+        (b"[12:01] Ann: Hi\n[12:02] Bo: Hello\n", False),
+        (b"# Notes\n- one\n", False),
+    ],
+)
+def test_file_of_any_name_holds_records_if_one_of_its_first_lines_is_json(start: bytes, holds: bool) -> None:
+    assert records._begins_as_json(start) is holds

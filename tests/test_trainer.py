@@ -1,7 +1,7 @@
 import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards
 from gptjax.evaluation.training_evaluators import TextProtocol
 from gptjax.evaluators.bigram import BigramBaseline
+from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
 from gptjax.evaluators.samples import Samples
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.goodput import read_spans
@@ -27,6 +28,7 @@ from gptjax.process.restarts import SUPERVISED_VARIABLE
 from gptjax.runs.data_check import make_data_check
 from gptjax.runs.refused_start import hold_run
 from gptjax.runs.run_dir import RunDir
+from gptjax.runs.run_lock import run_lock
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 
@@ -218,6 +220,33 @@ def test_refused_start_removes_only_what_gptjax_has_written_in_it(tmp_path: Path
         assert left == (own if is_over else set()) | others
         assert is_over or others or not (tmp_path / "new").exists()
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An evaluator of one's own, whose opening ends the start."""
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return step == steps
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        raise UserError(f"opened with {type(context.frozen).__name__}")
+
+
+def test_evaluators_open_once_in_a_run_that_is_held_with_its_frozen_model(finished: TrainConfig, tmp_path: Path):
+    config = replace(
+        finished,
+        name="opened",
+        data=write_pairs(tmp_path / "pairs"),
+        model=replace(finished.model, intra_document_mask=True),
+        init_from=str(finished.directory),
+        objective=DPO(store_reference=False),
+        evaluators=(Opening(),),
+    )
+    with run_lock(config.directory), pytest.raises(UserError, match="another process is training"):
+        train(config)
+    with pytest.raises(UserError, match="opened with GPT"):
+        train(config)
 
 
 def test_resume_never_refuses_an_existing_run(finished: TrainConfig) -> None:

@@ -88,14 +88,23 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
 
 
 def _begins_as_json(start: bytes) -> bool:
-    """Whether a file of any name may hold records: its first line is JSON, or begins an array or an object."""
-    first, ended, _ = start.lstrip(b"\xef\xbb\xbf \r\n\t").partition(b"\n")
-    if first[:1] not in (b"{", b"["):
+    """Whether a file of any name may hold records, by its first bytes.
+
+    It is empty, or one of its first lines is JSON, or begins an array or an object. A log may begin with `[12:01]`.
+    """
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
+    if text[:1] not in (b"{", b"[", b""):
         return False
+    first, *others = text.splitlines() or [b""]
+    begins = first.rstrip() in (b"", b"[", b"{", b"[{") or first.rstrip().endswith((b",", b"{", b"[", b"}"))
+    return begins or not (others or start.endswith(b"\n")) or any(map(_is_container, [first, *others]))
+
+
+def _is_container(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(first), dict | list)
+        return isinstance(json.loads(line), dict | list)
     except (ValueError, RecursionError):
-        return not ended or first.rstrip() in (b"[", b"{", b"[{") or first.rstrip().endswith((b",", b"{", b"["))
+        return False
 
 
 def _suggest_json(path: Path) -> str:

@@ -56,8 +56,7 @@ def read_bundle(directory: Path) -> list[CoreTask]:
     Raises:
         UserError: a file is missing, or does not hold what its name says.
     """
-    if importlib.util.find_spec("yaml") is None:
-        raise UserError("--core needs PyYAML. pip install 'gptjax[eval]'.")
+    check_bundle(directory)
     import yaml  # of the extra `eval`
 
     try:
@@ -66,9 +65,23 @@ def read_bundle(directory: Path) -> list[CoreTask]:
             chances = {row["Eval Task"]: float(row["Random baseline"]) for row in csv.DictReader(file)}
         return [_read_task(directory, entry, chances) for entry in config["icl_tasks"]]
     except OSError as error:
-        raise UserError(f"--core={directory} is not CORE's bundle: {error}. Give its directory.") from None
+        raise _refuse_bundle(directory, error) from None
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"--core={directory} does not hold CORE's bundle: {error!r}. Fetch it again.") from None
+
+
+def check_bundle(directory: Path) -> None:
+    """Raise a `UserError` unless a bundle is there and can be read here."""
+    if importlib.util.find_spec("yaml") is None:
+        raise UserError("--core needs PyYAML. pip install 'gptjax[eval]'.")
+    try:
+        (directory / "core.yaml").stat()
+    except OSError as error:
+        raise _refuse_bundle(directory, error) from None
+
+
+def _refuse_bundle(directory: Path, error: OSError) -> UserError:
+    return UserError(f"--core={directory} is not CORE's bundle: {error}. Give its directory.")
 
 
 def _read_task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> CoreTask:

@@ -122,7 +122,6 @@ def prepare_tasks(request: TaskRequest) -> Iterator[PreparedTasks]:
     Raises:
         UserError: the harness is not installed, a task is unknown, or a file cannot be read.
     """
-    require_lm_eval()
     with tempfile.TemporaryDirectory() as scratch:
         with quiet_harness():
             manager, names = load_tasks(request, Path(scratch))
@@ -186,14 +185,24 @@ def open_tasks(manager: Any, names: Sequence[str], results: TaskResults, *, loca
     return tasks
 
 
-def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
-    """The harness' task manager and the names to run. Its own thousands of files are read only if needed."""
-    task_manager: Any = import_module("lm_eval.tasks").TaskManager
-    files = find_task_files(request.task_data)
+def find_request_files(request: TaskRequest) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """The files of `task_data` by task and part, and the directories of tasks.
+
+    Raises:
+        UserError: the harness is not installed, or one of them is not there.
+    """
+    require_lm_eval()
     paths = [str(OWN_TASKS), *(str(expand_path(path).absolute()) for path in request.include_path)]
     for path in paths:
         if not Path(path).is_dir():
             raise UserError(f"--include-path={path} is no directory.")
+    return find_task_files(request.task_data), paths
+
+
+def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
+    """The harness' task manager and the names to run. Its own thousands of files are read only if needed."""
+    files, paths = find_request_files(request)
+    task_manager: Any = import_module("lm_eval.tasks").TaskManager
     names = [str(path.absolute()) if (path := expand_path(name)).is_file() else name for name in request.tasks]
     manager = task_manager(include_path=paths, include_defaults=False)
     known = lambda: all(name in manager.task_index or Path(name).is_file() for name in names)

@@ -77,8 +77,7 @@ def read_documents(
     """
     if separator is not None and (rows or not separator):
         raise UserError(f"--separator={quote(separator)}: wanted a text, and a protocol whose documents are no lines.")
-    if not path.exists():
-        raise UserError(f"{path} cannot be read: No such file or directory.")
+    check_exists(path)
     documents, files = _import_reader("documents"), _import_reader("files")
     context = documents.ReadContext(text_field or "text", separator=documents.parse_separator(separator))
     chunks = files.open_files(str(path)).chunks(context)
@@ -87,6 +86,12 @@ def read_documents(
         raise UserError(f"{path}: holds no text. {'; '.join(context.notes.lines())}".strip())
     _tell((quote(note, limit=NOTE_CHARACTERS) for note in context.notes.lines()), told)
     return [line for text in found for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()] if rows else found
+
+
+def check_exists(path: Path) -> None:
+    """Raise a `UserError` for a text that is not there."""
+    if not path.exists():
+        raise UserError(f"{path} cannot be read: No such file or directory.")
 
 
 def _tell(notes: Iterable[str], told: set[str] | None) -> None:

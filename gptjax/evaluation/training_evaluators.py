@@ -63,11 +63,17 @@ class TextProtocol(_BatchedEvaluator):
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size", "tokens")
 
+    def check(self, context: EvalContext) -> None:
+        self._resolve_protocol(context)
+        if self.text is None or self.data is not None:
+            self._open_stream(context)
+        else:
+            _require_tokenizer(context)
+            texts.check_exists(expand_path(self.text))
+
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` for a text or shards that cannot be read."""
-        protocol = find_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
-        protocol = protocol if self.tokens is None else replace(protocol, tokens=self.tokens)
-        protocol = protocol.resolve(context.model_config.context_length)
+        protocol = self._resolve_protocol(context)
         if self.text is None or self.data is not None:
             text = texts.open_stored_text(self._open_stream(context), context.tokenizer, protocol)
         else:
@@ -81,6 +87,11 @@ class TextProtocol(_BatchedEvaluator):
             return name_metrics({f"{self.name} {key}": value for key, value in compute_figures(sums).items()})
 
         return guard(evaluate, self.name)
+
+    def _resolve_protocol(self, context: EvalContext) -> EvalProtocol:
+        protocol = find_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
+        protocol = protocol if self.tokens is None else replace(protocol, tokens=self.tokens)
+        return protocol.resolve(context.model_config.context_length)
 
     def _open_stream(self, context: EvalContext) -> TokenStream:
         """The shards of `data`, or the run's validation split."""
@@ -118,21 +129,15 @@ class HarnessTasks(_BatchedEvaluator):
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size", "limit")
 
+    def check(self, context: EvalContext) -> None:
+        self._choose_tokenizer(context)
+        harness.find_request_files(self._make_request())
+
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` if the harness is not installed, a task is unknown, or a file cannot be read."""
-        tokenizer = with_chatml(_require_tokenizer(context))
-        if self.apply_chat_template and tokenizer.chat_template is None:
-            raise UserError("evaluators: apply_chat_template needs data with a chat template, and this has none.")
-        request = harness.TaskRequest(
-            self.tasks,
-            include_path=self.include_path,
-            task_data=self.task_data,
-            limit=self.limit,
-            num_fewshot=self.num_fewshot,
-            apply_chat_template=self.apply_chat_template,
-        )
+        tokenizer = self._choose_tokenizer(context)
         stack = contextlib.ExitStack()
-        prepared = stack.enter_context(harness.prepare_tasks(request))  # mistakes are refused here
+        prepared = stack.enter_context(harness.prepare_tasks(self._make_request()))  # mistakes are refused here
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
@@ -145,6 +150,22 @@ class HarnessTasks(_BatchedEvaluator):
         weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
         return guard(evaluate, " ".join(self.tasks))
 
+    def _choose_tokenizer(self, context: EvalContext) -> Tokenizer:
+        tokenizer = with_chatml(_require_tokenizer(context))
+        if self.apply_chat_template and tokenizer.chat_template is None:
+            raise UserError("evaluators: apply_chat_template needs data with a chat template, and this has none.")
+        return tokenizer
+
+    def _make_request(self) -> "harness.TaskRequest":
+        return harness.TaskRequest(
+            self.tasks,
+            include_path=self.include_path,
+            task_data=self.task_data,
+            limit=self.limit,
+            num_fewshot=self.num_fewshot,
+            apply_chat_template=self.apply_chat_template,
+        )
+
 
 @dataclass(frozen=True)
 class Core(_BatchedEvaluator):
@@ -156,6 +177,10 @@ class Core(_BatchedEvaluator):
     """Items of each task. nanochat takes 500 during training."""
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size", "limit")
+
+    def check(self, context: EvalContext) -> None:
+        _require_tokenizer(context)
+        core_bundle.check_bundle(expand_path(self.bundle))
 
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` for a directory that is no bundle."""

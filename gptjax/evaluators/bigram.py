@@ -28,6 +28,9 @@ class BigramBaseline:
     def should_run(self, step: int, *, steps: int) -> bool:
         return step == 0
 
+    def check(self, context: EvalContext) -> None:
+        _ = context.validation
+
     def open(self, context: EvalContext) -> OpenEvaluator:
         train, validation, tokenizer = context.data.open_stream("train"), context.validation, context.tokenizer
         if train is None:

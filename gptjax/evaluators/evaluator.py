@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
@@ -62,6 +62,9 @@ class Evaluator(Protocol):
     An evaluator may have `metrics`, a tuple: the names of all that it measures of the model, () for text alone. Or it
     has `metric_prefix`, with which they all begin, a loss among them. Then a `checkpoint.best_metric` that no evaluator
     measures is refused before the first step.
+
+    It may also have `check(context)`, which raises a `UserError` for what `open` would refuse and is known at once, as
+    that a file is missing. It is called without the frozen model of the objective, before anything is computed.
     """
 
     if TYPE_CHECKING:
@@ -74,7 +77,7 @@ class Evaluator(Protocol):
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """A function from a model to metrics; None if this run cannot be evaluated so.
 
-        It is called before a run writes anything, and again if the objective has a frozen model.
+        It is called once, when the run holds its directory and the frozen model of its objective is there.
         """
         ...
 
@@ -91,12 +94,6 @@ class Evaluators:
         """Identity of the validation tokens, if an evaluator reads them."""
         return self.context.validation_fingerprint
 
-    def reopen(self, frozen: "gpt.GPT | None", read_spec: ReadSpec) -> "Evaluators":
-        """The same, with the objective's frozen model, or with the log-probabilities that are stored of it."""
-        context = replace(self.context, frozen=frozen, read_spec=read_spec)
-        found = [(evaluator, evaluator.open(context)) for evaluator, _ in self.opened]
-        return Evaluators(tuple((evaluator, run) for evaluator, run in found if run is not None), context)
-
     def list_due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
         """Those that run on the weights after `step` updates."""
         return [evaluate for config, evaluate in self.opened if config.should_run(step, steps=steps)]
@@ -105,6 +102,20 @@ class Evaluators:
         """The protocol of each evaluator that has one."""
         texts = [getattr(evaluate, "describe", None) for _, evaluate in self.opened]
         return [describe() for describe in texts if describe is not None]
+
+
+def passes_check(evaluator: Evaluator, context: EvalContext, *, is_required: bool) -> bool:
+    """False for an evaluator whose `check` finds no validation split, which `open_or_skip` will skip.
+
+    Raises `MissingSplit` for it if `is_required`.
+    """
+    try:
+        getattr(evaluator, "check", lambda _: None)(context)
+    except MissingSplit:
+        if is_required:
+            raise
+        return False
+    return True
 
 
 def open_or_skip(evaluator: Evaluator, context: EvalContext, *, is_required: bool) -> OpenEvaluator | None:

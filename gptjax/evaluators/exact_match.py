@@ -41,6 +41,10 @@ class ExactMatch(PeriodicEvaluator):
     at_start: ClassVar[bool] = True
     counts: ClassVar[tuple[str, ...]] = ("max_new_tokens", "batch_size")
 
+    def check(self, context: EvalContext) -> None:
+        if context.tokenizer is not None:
+            _ = list(read_questions(expand_path(self.path)))
+
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """None without a tokenizer."""
         tokenizer = context.tokenizer

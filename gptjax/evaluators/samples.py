@@ -49,6 +49,9 @@ class Samples(PeriodicEvaluator):
         if not 0 <= self.seed < 2**32:
             raise UserError(f"evaluators: seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
 
+    def check(self, context: EvalContext) -> None:
+        self.open(context)  # only encodes a prompt
+
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """None without a tokenizer: such data can still be trained on."""
         tokenizer = context.tokenizer

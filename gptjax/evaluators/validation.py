@@ -51,8 +51,19 @@ class ValidationLoss(PeriodicEvaluator):
     def metric_prefix(self) -> str:
         return f"{self.name}_"
 
+    def check(self, context: EvalContext) -> None:
+        _ = self._choose_data(context).validation
+
     def open(self, context: EvalContext) -> Any:
         """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
+        context = self._choose_data(context)
+        options = {"name": self.name, "tokens": self.tokens, "batch_size": self.batch_size}
+        if get_row_kind(context.objective) != "text":
+            return RowsEvaluator(context, **options)
+        return ValidationEvaluator(context.validation, context, **options)
+
+    def _choose_data(self, context: EvalContext) -> EvalContext:
+        """The context with the data that is read."""
         if self.data is not None:
             context = replace(context, data=self.data.resolve())
             name, advice = (
@@ -64,10 +75,7 @@ class ValidationLoss(PeriodicEvaluator):
                 problem = "has data of its own, but the reference is stored for the run's"
                 advice = "Compute it in every step: --objective.no-store-reference"
                 raise UserError(f"evaluators: ValidationLoss {self.name!r} {problem}. {advice}.")
-        options = {"name": self.name, "tokens": self.tokens, "batch_size": self.batch_size}
-        if get_row_kind(context.objective) != "text":
-            return RowsEvaluator(context, **options)
-        return ValidationEvaluator(context.validation, context, **options)
+        return context
 
 
 class ValidationEvaluator:

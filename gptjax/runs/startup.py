@@ -1,7 +1,7 @@
 """Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,12 +21,14 @@ from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.evaluators.evaluator import (
     EvalContext,
+    Evaluator,
     Evaluators,
     Metrics,
     OpenEvaluator,
     list_metrics,
     may_measure,
     open_or_skip,
+    passes_check,
 )
 from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
@@ -170,18 +172,41 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
     )
 
 
-def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
-    """Open each evaluator of the config. Raises a `UserError` if a metric is waited for that none can measure."""
+def check_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> str | None:
+    """Raise early what `open_evaluators` would raise; returns the validation's identity, if a `check` opens it."""
     spec = make_read_spec(config, tokenizer)
     context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, read_spec=spec)
     check_evaluator_names(config.evaluators)
+    is_required = config.require_validation
+    _check_best_metric(
+        config, [one for one in config.evaluators if passes_check(one, context, is_required=is_required)]
+    )
+    return context.validation_fingerprint
+
+
+def open_evaluators(
+    config: TrainConfig,
+    tokenizer: Tokenizer | None,
+    mesh: MeshConfig,
+    *,
+    frozen: GPT | None = None,
+    read_spec: ReadSpec | None = None,
+) -> Evaluators:
+    """Open each evaluator of the config. Raises a `UserError` if a metric is waited for that none can measure."""
+    spec = read_spec or make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen=frozen, read_spec=spec)
     found = [(each, open_or_skip(each, context, is_required=config.require_validation)) for each in config.evaluators]
     opened = tuple((each, run) for each, run in found if run is not None)
-    metric = config.checkpoint.best_metric
-    if not any(may_measure(evaluator, metric) for evaluator, _ in opened):
-        measured = {name for evaluator, _ in opened for name in list_metrics(evaluator)}
-        check_best_metric(metric, measured, patience=config.patience)
+    _check_best_metric(config, [evaluator for evaluator, _ in opened])
     return Evaluators(opened, context)
+
+
+def _check_best_metric(config: TrainConfig, evaluators: Sequence[Evaluator]) -> None:
+    """Refuse a metric that none of these can measure."""
+    metric = config.checkpoint.best_metric
+    if not any(may_measure(evaluator, metric) for evaluator in evaluators):
+        measured = {name for evaluator in evaluators for name in list_metrics(evaluator)}
+        check_best_metric(metric, measured, patience=config.patience)
 
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:

@@ -111,20 +111,21 @@ def _train(
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config, modules)
-    evaluators = _open_parts(config, tokenizer, mesh)
+    validation = _check_parts(config, tokenizer, mesh)
     end_start = held.enter_context(hold_run(config.directory))
     with mesh.activate(), _open_checkpoints(config) as checkpoints:
         report.keep_output(config)
         fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
-        fingerprints["validation"] = evaluators.validation_fingerprint
+        fingerprints["validation"] = validation
         check_same_command(config, fingerprints)
         config, saved = choose_saved_run(config, checkpoints, fingerprints, modules)
         frozen = prepare_frozen_model(config, read_spec, mesh, saved=saved, modules=modules)
         if frozen.fingerprints:
             read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
-            evaluators = evaluators.reopen(frozen.model, read_spec)
-            check_same_content(frozen.fingerprints)
-            fingerprints |= frozen.fingerprints
+        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
+        opened = {"validation": evaluators.validation_fingerprint} | frozen.fingerprints
+        check_same_content(opened)
+        fingerprints |= opened
         return _Run(
             mesh=mesh,
             tokenizer=tokenizer,
@@ -141,12 +142,11 @@ def _train(
         ).train(config, reader, read_spec)
 
 
-def _open_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
-    """Refuse what can be refused before anything is written or computed."""
+def _check_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> str | None:
+    """Refuse what can be refused before anything is written or computed; returns the identity of the validation."""
     config.check_mesh(mesh)
     config.log.check()
-    with mesh.activate():
-        return startup.open_evaluators(config, tokenizer, mesh)
+    return startup.check_evaluators(config, tokenizer, mesh)
 
 
 def _open_checkpoints(config: TrainConfig) -> CheckpointManager:
