@@ -84,7 +84,12 @@ def list_dataclasses(hint: Any) -> set[type]:
 
 def find_config_classes() -> set[type]:
     """TrainConfig, every class that one of gptjax's protocols accepts in it, and all classes of their fields."""
-    parts = [cls for module in MODULES for cls in vars(module).values() if dataclasses.is_dataclass(cls)]
+    parts = [
+        cls
+        for module in MODULES
+        for cls in vars(module).values()
+        if dataclasses.is_dataclass(cls) and cls.__module__.startswith(module.__name__)
+    ]
     parts = [cls for cls in parts if isinstance(cls, type) and any(issubclass(cls, one) for one in PROTOCOLS)]  # pyright: ignore[reportGeneralTypeIssues]
     return set().union(*map(list_dataclasses, [TrainConfig, *parts]))
 

@@ -91,6 +91,6 @@ DATA_PIPELINES = (
         # Answers of the prompt are scored.
         ("scored_from=len(prompt)", "scored_from=0"),
         # Pairs of one prompt are on both sides of a split.
-        ("Example(repr(prompt)", "Example(repr(completions)"),
+        ("Example(find_key(prompt)", "Example(find_key(completions)"),
     ),
 )
