@@ -129,7 +129,9 @@ def _read_label(value: Any) -> float | str | None:
 
     Raises `TypeError` for other values and `OverflowError` for a number that is too large.
     """
-    if isinstance(value, list) and value:  # one of each reader
+    if isinstance(value, list):  # one of each reader
+        if not value:
+            raise TypeError("no label")
         value = value[0] if all(label == value[0] for label in value) else None
     word = value.strip().lower() if isinstance(value, str) else ""
     if value is None or value != value or (isinstance(value, str) and word in (*TIES, *NO_LABELS)):
