@@ -12,7 +12,14 @@ from tiny import MODEL
 from gptjax.core.errors import UserError
 from gptjax.generation.decoding import prepare_for_decoding, round_weights
 from gptjax.model.gpt import GPT, abstract_model
-from gptjax.model.stored_matrix import multiply_head, store_head, store_matrix
+from gptjax.model.stored_matrix import (
+    Quantize,
+    multiply_head,
+    multiply_stored,
+    store_head,
+    store_matrix,
+    take_layer,
+)
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -52,3 +59,19 @@ def test_int8_over_a_mesh_or_after_another_form_is_refused() -> None:
         prepare_for_decoding(abstract_model(MODEL, mesh), quantize="int8")
     with pytest.raises(UserError, match="Prepare the original"):
         prepare_for_decoding(prepare_for_decoding(make_model(MODEL)), quantize="int8")
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("width", [32, 24, 7])  # summed in groups of 16 and of 12, and not in groups
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_rows_times_a_weight_of_a_stack_equal_the_product_of_rounded_operands(
+    rows: int, width: int, quantize: Quantize | None
+) -> None:
+    rng = np.random.default_rng(0)
+    x, stack = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((rows, width), (3, width, 10)))
+    stored = store_matrix(stack, (1,), dtype="bfloat16", quantize=quantize)
+    product = jax.jit(lambda x, layer: multiply_stored(x, take_layer(stored, layer), dtype="bfloat16"))(x, 2)
+    rounded = (lambda a: a) if quantize else (lambda a: a.astype(jnp.bfloat16))
+    weight = stored.dequantize() if quantize else rounded(stack)
+    expected = np.asarray(rounded(x), np.float64) @ np.asarray(weight[2], np.float64)
+    np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-5)
