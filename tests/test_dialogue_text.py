@@ -3,6 +3,7 @@
 import pytest
 
 from data_pipelines.conversations.dialogue_text import LeftMarks, split_dialogue, split_question, split_speakers
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 
 ASKED = [("user", "Two and two?"), ("assistant", "Four.")]
@@ -156,5 +157,5 @@ def test_of_a_question_only_the_mark_that_opens_the_answer_is_taken_off(text, tu
 )
 def test_every_mark_that_is_read_and_those_of_the_template_are_found_in_a_content(mark):
     marks = LeftMarks(("<｜User｜>",))
-    assert marks.are_in(f"Hi {mark} ho")
-    assert not marks.are_in("a < b, [1], ### Note: c\n\nUser: d")
+    assert marks.are_in_any([Message("user", "a < b"), Message("assistant", f"Hi {mark} ho")])
+    assert not marks.are_in_any([Message("user", "a < b, [1], ### Note: c\n\nUser: d"), Message("assistant", "<|")])

@@ -36,6 +36,7 @@ from gptjax.tokenization.messages import (
     as_message,
     check_turns,
     check_utf8,
+    find_plain,
     find_role,
     has_reasoning,
     join_parts,
@@ -57,7 +58,10 @@ REASONING = "conversations have reasoning beside a content, which was left out"
 OTHER_FIELD = "conversations have a second field of a question or of an answer, which was left out"
 OTHER_SYSTEM = "conversations have a second text of the system, which was left out"
 OTHER_CONTENT = "conversations have a text beside the messages, which was left out"
-_BESIDE = ("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5], *ADDED, *TEXTS, "dialogue", "summary")
+_SYSTEMS = frozenset((*SYSTEM, public_sets.META))
+_BESIDE = frozenset(
+    ("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5], *ADDED, *TEXTS, "dialogue", "summary")
+)
 """Fields that are no part of a list of messages; `user` may be a name."""
 _CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
 """Fields beside which the turns of another field are not the whole record."""
@@ -96,12 +100,14 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
         messages = [Message("system", check_utf8(system, where=where)), *messages]
         found = [None, *found]
     check_turns(messages, where=where)
-    unscored = {number for number, item in enumerate(found) if (as_message(item) or {}).get("weight") == 0}
+    others = [(number, item) for number, item in enumerate(found) if find_plain(item) is None]
+    unscored = {number for number, item in others if (as_message(item) or {}).get("weight") == 0}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
         raise UselessRecord("conversations skipped: all answers have weight 0")
+    objects = [record, *(item for _, item in others)]
     notes = {
-        REASONING: any(map(has_reasoning, [record, *found])),
-        OTHER_FIELD: any(map(_has_other_field, [record, *found])),
+        REASONING: any(map(has_reasoning, objects)),
+        OTHER_FIELD: any(map(_has_other_field, objects)),
         OTHER_CONTENT: _has_other_content(record, messages),
         OTHER_SYSTEM: _has_other_system(record, messages[0]),
     }
@@ -121,17 +127,17 @@ def _has_other_field(record: Any) -> bool:
 
 def _has_other_content(record: Any, messages: list[Message]) -> bool:
     """Whether a record of messages has a text in a field that none of them holds."""
-    if not isinstance(record, dict) or not any(
-        isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS)
-    ):
+    if not isinstance(record, dict) or record.keys().isdisjoint(_BESIDE):
         return False
-    texts = [text.strip() for key in _BESIDE if isinstance(text := record.get(key), str)]
-    return any(all(text not in message.content for message in messages) for text in texts)
+    texts = [text.strip() for key in record.keys() & _BESIDE if isinstance(text := record[key], str)]
+    return any(all(text not in message.content for message in messages) for text in texts) and any(
+        isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS)
+    )
 
 
 def _has_other_system(record: Any, first: Message) -> bool:
     """Whether a record has a text of the system beside the one that is read, in a field or in a message."""
-    texts = [record.get(key) for key in (*SYSTEM, public_sets.META)] if isinstance(record, dict) else []
+    texts = [record[key] for key in record.keys() & _SYSTEMS] if isinstance(record, dict) else []
     return any(isinstance(text, str) and text.strip() not in ("", first.content.strip()) for text in texts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptjax.core.errors import quote
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import ROLE_NAMES, SKIPPED, TOOL_ROLES, TOOLS, InvalidRecord, UselessRecord
 
 _NAMES = "|".join([*ROLE_NAMES, *TOOL_ROLES])
@@ -102,10 +103,14 @@ class LeftMarks:
         """With which all of these begin: most contents have none of them."""
         return [*{"<", "[", *(name[0] for name in self.names)}]
 
-    def are_in(self, content: str) -> bool:
-        if any(word in content for word in _WORDS):
+    def are_in_any(self, messages: Sequence[Message]) -> bool:
+        """Whether the content of any of the messages has one."""
+        contents = [message.content for message in messages]
+        text = "\0".join(contents)  # no mark has this character
+        if any(word in text for word in _WORDS):
             return True
-        return any(letter in content for letter in self._letters) and self._tokens.search(content) is not None
+        letters = [letter for letter in self._letters if letter in text]
+        return any(self._tokens.search(each) for each in contents if any(letter in each for letter in letters))
 
 
 def _split(text: str, kind: re.Pattern[str], *, where: str) -> Turns:

@@ -40,7 +40,10 @@ class Example(NamedTuple):
 
 def find_key(messages: Any) -> str:
     """What decides the split: all messages of a conversation, or the prompt of a pair."""
-    return repr(messages)
+    if isinstance(messages, str):
+        return repr(messages)
+    # What `repr` of the list gives, in a third of the time.
+    return f"[{', '.join(f'Message(role={role!r}, content={content!r})' for role, content in messages)}]"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class EncodeConversation:
         found = {
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
-            MARKS: any(self.marks.are_in(message.content) for message in messages),
+            MARKS: self.marks.are_in_any(messages),
         }
         document = self.encoder.encode_conversation(messages, unscored=unscored)
         notes = (*left_out, *(note for note, is_true in found.items() if is_true))
@@ -98,7 +101,7 @@ class EncodePair:
             REASONING: any(map(has_reasoning, given)),
             TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
             EMPTY_IN_PAIR: not all(message.content.strip() for message in said),
-            MARKS_IN_PAIR: any(self.marks.are_in(message.content) for message in said),
+            MARKS_IN_PAIR: not is_text and self.marks.are_in_any(said),
         }
         return Example(find_key(prompt), documents, (*left_out, *(note for note, is_true in found.items() if is_true)))
 

@@ -65,6 +65,9 @@ class HashFraction(SplitRule):
     def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
         return points < self.fraction
 
+    def choose_split(self, document: Document, number: int = 0) -> Split:
+        return "val" if self.point(document) < self.fraction else "train"  # a fifth of the time of arrays of one
+
     def widen(self, points: Iterable[float]) -> "HashFraction | None":
         """The rule for a source whose `points` it would all put on one side: its part of them.
 

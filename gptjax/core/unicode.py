@@ -3,6 +3,8 @@
 
 def replace_surrogates(text: str) -> str:
     """Text that UTF-8 can hold: pairs of surrogates become their character, single ones U+FFFD."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -81,8 +81,10 @@ class ChatEncoder:
         self, messages: Sequence[Message], *, scored_from: int = 0, unscored: Collection[int] = ()
     ) -> MaskedTokens:
         """All messages. Of those from number `scored_from` on, the assistant's are scored, but not the `unscored`."""
-        is_scored = lambda number: messages[number].role == "assistant" and number not in unscored
-        answers = [number >= scored_from and is_scored(number) for number in range(len(messages))]
+        answers = [
+            number >= scored_from and message.role == "assistant" and number not in unscored
+            for number, message in enumerate(messages)
+        ]
         turns = list(self.template.iter_turns(messages))
         # A system message that is added or merged stands at the beginning, where nothing is scored.
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]

@@ -60,7 +60,18 @@ def read_messages(value: Any, *, where: str) -> list[Message]:
     return [_read_message(item, where=f"{where}: message {number}") for number, item in enumerate(value, start=1)]
 
 
+def find_plain(item: Any) -> Message | None:
+    """The message that is an object of a known role and a text alone, as most are; None for others."""
+    if not isinstance(item, dict) or len(item) != 2:
+        return None
+    role, content = (item["role"], item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
+    is_known = isinstance(role, str) and isinstance(content, str) and role in ROLE_NAMES
+    return Message(ROLE_NAMES[role], content) if is_known else None
+
+
 def _read_message(item: Any, *, where: str) -> Message:
+    if (plain := find_plain(item)) is not None:
+        return Message(plain.role, check_utf8(plain.content, where=where))
     if (item := as_message(given := item)) is None:
         problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(given), limit=80)}.'
         raise InvalidRecord(problem, NO_LIST)
@@ -158,6 +169,8 @@ def _find_kind(part: dict[str, Any]) -> str:
 def check_utf8(text: str, *, where: str) -> str:
     """The text, with pairs of surrogates as their character. A surrogate without a partner is an `InvalidRecord`."""
     whole = replace_surrogates(text)
+    if whole is text:
+        return text
     if whole.count("\ufffd") > text.count("\ufffd"):
         raise InvalidRecord(f"{where}: has a surrogate without a partner, which UTF-8 cannot represent.", SURROGATE)
     return whole

@@ -38,7 +38,7 @@ _WITHOUT_BACKTRACKING = {
 }
 
 FEW = 32
-"""Numbers over which a loop is faster than numpy, as over the header of a message."""
+"""Ids over which a loop is faster than numpy, as over the header of a message."""
 
 
 class TableTokenizer(Tokenizer):
@@ -83,7 +83,17 @@ class TableTokenizer(Tokenizer):
         self, first: str, second: str, *, after: str | None = None, before: str | None = None
     ) -> tuple[Ids, int]:
         ids, border = self.encode(first + second), len(replace_surrogates(first).encode())
-        return ids, _count_within(self.bytes_per_token[ids[: border + 1]], border)  # a token has at least one byte
+        return ids, self._count_within(ids[: border + 1], border)  # a token has at least one byte
+
+    def _count_within(self, ids: Ids, limit: int) -> int:
+        """How many of the first tokens have at most `limit` bytes together."""
+        if len(ids) > FEW:
+            return int(self.bytes_per_token[ids].cumsum().searchsorted(limit, side="right"))
+        for count, i in enumerate(ids.tolist()):
+            limit -= len(self._text_of[i])
+            if limit < 0:
+                return count
+        return len(ids)
 
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 of one id: a part of a character for some, the name of a special token, U+FFFD for an unknown id."""
@@ -95,17 +105,6 @@ class TableTokenizer(Tokenizer):
 
     def make_decoder(self, after: Iterable[int] = ()) -> TextDecoder:
         return _BytesDecoder(self)
-
-
-def _count_within(sizes: Ids, limit: int) -> int:
-    """How many of the first tokens have at most `limit` bytes together."""
-    if len(sizes) > FEW:
-        return int(sizes.cumsum().searchsorted(limit, side="right"))
-    for count, size in enumerate(sizes.tolist()):
-        limit -= size
-        if limit < 0:
-            return count
-    return len(sizes)
 
 
 class _BytesDecoder(TextDecoder):
