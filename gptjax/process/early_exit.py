@@ -24,6 +24,9 @@ _WANTED = "names such as USR2 or TERM"
 _NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "PIPE")
 """Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
 
+_is_ending = threading.Lock()
+_SOON_SECONDS = 0.01
+
 
 class Terminated(KeyboardInterrupt):
     """A signal asks for the end. What cleans up after Ctrl-C does so after it."""
@@ -145,6 +148,39 @@ def skip_python_end() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unwrap(kind: type[BaseException]) -> Iterator[None]:
+    """Inside the block an error that was made of one of this kind is that one again.
+
+    A native module whose import a signal ends raises an `ImportError` of what the signal's handler has raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        for found in _list_causes(error):
+            if isinstance(found, kind):
+                raise found from None
+        raise
+
+
+def _list_causes(error: BaseException) -> list[BaseException]:
+    """What an error was made of, one after another."""
+    causes = list[BaseException]()
+    while (cause := error.__cause__ or error.__context__) is not None and cause not in causes:
+        causes.append(error := cause)
+    return causes
+
+
+def hear_again(number: int) -> None:
+    """Let the main thread handle a signal once more, soon: what its handler raised was dropped.
+
+    That happens in callbacks of the garbage collector, whose errors Python prints and forgets.
+    """
+    timer = threading.Timer(_SOON_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
+    timer.daemon = True
+    timer.start()
+
+
+@contextlib.contextmanager
 def raise_terminated() -> Iterator[None]:
     """Inside the block SIGTERM and SIGHUP raise `Terminated`, so that unfinished files are removed."""
     changed = []
@@ -170,6 +206,8 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    if not _is_ending.acquire(blocking=False):  # the handler and the thread of `exit_early` hear the same signal
+        return
     try:
         os.write(2, b"interrupted\n" if number == signal.SIGINT else f"{signal.Signals(number).name}\n".encode())
     finally:
