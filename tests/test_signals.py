@@ -13,7 +13,8 @@ import pytest
 from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
-from gptjax.process.early_exit import stop_status, unwrap
+from gptjax.process.early_exit import stop_status
+from gptjax.process.lost_signals import unwrap
 from gptjax.supervision import signals as stop_signals
 from gptjax.supervision.signals import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 

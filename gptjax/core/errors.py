@@ -16,7 +16,8 @@ from typing import NoReturn
 from gptjax.process.broken_import import report_broken_import
 from gptjax.process.console import prepare_streams
 from gptjax.process.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
-from gptjax.process.early_exit import Terminated, remove_early_handler, stop_status, unwrap
+from gptjax.process.early_exit import Terminated, remove_early_handler, stop_status
+from gptjax.process.lost_signals import unwrap
 from gptjax.process.process_end import exit_process, has_peers, wait_for_failure_report
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from gptjax.process.broken_import import explain_broken_import, explain_wrong_variable, report_broken_import
-from gptjax.process.early_exit import hear_again
+from gptjax.process.lost_signals import hear_again
 
 SHOW_VARIABLE = "GPTJAX_TRACEBACK"
 _directory: Path | None = None

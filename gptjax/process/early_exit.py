@@ -25,7 +25,6 @@ _NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SY
 """Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
 
 _is_ending = threading.Lock()
-_SOON_SECONDS = 0.01
 
 
 class Terminated(KeyboardInterrupt):
@@ -145,39 +144,6 @@ def skip_python_end() -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(end.code)
-
-
-@contextlib.contextmanager
-def unwrap(kind: type[BaseException]) -> Iterator[None]:
-    """Inside the block an error that was made of one of this kind is that one again.
-
-    A native module whose import a signal ends raises an `ImportError` of what the signal's handler has raised.
-    """
-    try:
-        yield
-    except Exception as error:
-        for found in _list_causes(error):
-            if isinstance(found, kind):
-                raise found from None
-        raise
-
-
-def _list_causes(error: BaseException) -> list[BaseException]:
-    """What an error was made of, one after another."""
-    causes = list[BaseException]()
-    while (cause := error.__cause__ or error.__context__) is not None and cause not in causes:
-        causes.append(error := cause)
-    return causes
-
-
-def hear_again(number: int) -> None:
-    """Let the main thread handle a signal once more, soon: what its handler raised was dropped.
-
-    That happens in callbacks of the garbage collector, whose errors Python prints and forgets.
-    """
-    timer = threading.Timer(_SOON_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
-    timer.daemon = True
-    timer.start()
 
 
 @contextlib.contextmanager

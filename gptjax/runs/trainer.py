@@ -22,7 +22,8 @@ from gptjax.evaluators.metric_names import check_best_metric
 from gptjax.metrics.logger import MetricLogger
 from gptjax.process import restarts
 from gptjax.process.console import print_once
-from gptjax.process.early_exit import stop_status, unwrap
+from gptjax.process.early_exit import stop_status
+from gptjax.process.lost_signals import unwrap
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.data_check import make_data_check

@@ -25,7 +25,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
-from gptjax.process.early_exit import REQUEUE_VARIABLE, STOP_VARIABLE, hear_again, read_signals, stop_status, unwrap
+from gptjax.process.early_exit import REQUEUE_VARIABLE, STOP_VARIABLE, read_signals, stop_status
+from gptjax.process.lost_signals import hear_again, unwrap
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.sharding.distributed import count_processes
 
