@@ -82,7 +82,8 @@ class Mark(NamedTuple):
         return cls(content["id"], content["beat"], content["host"], process, content["made"], end, cause, time)
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """Why the wait for process `index` is over, and the status with which those that wait end."""
 
     index: int

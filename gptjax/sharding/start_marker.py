@@ -16,8 +16,9 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
@@ -36,7 +37,8 @@ _JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
 
 
-class Start(NamedTuple):
+@dataclass(frozen=True)
+class Start:
     """A start of `count` processes, of which this is `index`. Its markers are in `directory`."""
 
     directory: Path
