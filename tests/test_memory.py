@@ -23,6 +23,17 @@ count_pages = lambda: int(open("/proc/self/statm").read().split()[1])
 before, returned = count_pages(), release_freed_memory()
 print(kept, faults, (before - count_pages()) * resource.getpagesize() if returned else 0)
 """
+KEEP_THREE_GIBIBYTES = """
+import ctypes
+from gptjax.process.memory import keep_freed_memory
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+count_pages = lambda: int(open("/proc/self/statm").read().split()[0])  # of addresses: none of them is touched
+before = count_pages()
+libc.free(libc.malloc(ctypes.c_size_t(3 * 2**30)))
+print(count_pages() - before)
+"""
 COUNT_FAULTS_OF_STEPS = """
 import resource, sys
 sys.argv = ["-m"]  # as Python has it while it imports the packages above a module
@@ -50,6 +61,12 @@ def keep_and_measure(**variables: str) -> tuple[bool, int, int]:
     """(freed memory is kept, page faults of a process that uses 64 MiB four times, bytes it can return then)."""
     kept, faults, returned = run_python(KEEP_AND_MEASURE, **variables)
     return kept == "True", int(faults), int(returned)
+
+
+@requires_glibc
+def test_a_buffer_of_more_than_two_gibibytes_is_kept_too() -> None:
+    (pages,) = run_python(KEEP_THREE_GIBIBYTES)
+    assert int(pages) * os.sysconf("SC_PAGE_SIZE") >= 3 * 2**30
 
 
 @requires_glibc

@@ -20,7 +20,8 @@ def keep_freed_memory() -> bool:
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or os.environ.get("GPTJAX_KEEP_MEMORY") == "0":
         return False
-    return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1})
+    never = -1  # any number that an int holds would return the buffers of a step of 2 GiB or more
+    return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: never, _ARENA_MAX: 1})
 
 
 def return_freed_memory() -> bool:
