@@ -18,6 +18,7 @@ from gptjax.process.console import print_once, safe_console
 from gptjax.process.early_exit import exit_early, remove_early_handler, skip_python_end
 from gptjax.process.garbage_collection import postpone_garbage_collection
 from gptjax.process.restarts import LONG_PAUSE_SECONDS, PAUSE_SECONDS, follow_parent, is_supervised, run_with_restarts
+from gptjax.sharding.start_marker import StartMarker
 
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(words: list[str]) -> int:
     """Train as the command line says, and return the exit status."""
+    marker = StartMarker.begin(words)
     require_config(words, prog=PROG, description=DESCRIPTION)
     check_environment()
     # A crash of native code, such as SIGBUS from a data file that is cut while it is read, says where it was.
@@ -48,10 +50,12 @@ def run(words: list[str]) -> int:
         request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
         resume_words = list_resume_words(words, request)
         if request.config.max_restarts and not is_supervised():
+            if marker is not None:
+                marker.close()  # the child leaves its own
             return supervise(request.config, words, again=resume_words)
         follow_parent()
         command = shlex.join([*PROG.split(), *resume_words])
-        initialize_distributed(command=command, resumes=has_trained(request.config.directory))
+        initialize_distributed(command=command, resumes=has_trained(request.config.directory), marker=marker)
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()

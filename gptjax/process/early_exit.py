@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Protocol
 
 REQUEUE_STATUS = 75
 """The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
@@ -21,8 +22,19 @@ SIGNALLED_STATUS = 128
 STOP_VARIABLE, REQUEUE_VARIABLE = "GPTJAX_STOP_SIGNALS", "GPTJAX_REQUEUE_SIGNALS"
 """Further signals that end a run in order, and signals after which it ends with `REQUEUE_STATUS`: `USR2`, `TERM`."""
 _WANTED = "names such as USR2 or TERM"
+ANNOUNCE_SECONDS = 3.0
 _NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "PIPE")
 """Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
+
+
+class Announcement(Protocol):
+    def __call__(self, status: int, message: str, *, seconds: float) -> None:
+        """Tell others for at most so many seconds that this process ends."""
+        ...
+
+
+_announcement: Announcement | None = None
+_exiting = threading.Lock()
 
 
 class Terminated(KeyboardInterrupt):
@@ -160,6 +172,17 @@ def raise_terminated() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def set_early_announcement(announce: Announcement | None) -> None:
+    """Let the early handler tell the end to others; it then holds for SIGTERM and SIGHUP, too. None undoes it."""
+    global _announcement
+    _announcement = announce
+    if threading.current_thread() is threading.main_thread():
+        old, new = (signal.SIG_DFL, _exit_at_once) if announce else (_exit_at_once, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if number not in _find_defaults() and signal.getsignal(number) is old:
+                signal.signal(number, new)
+
+
 def is_module_run() -> bool:
     """Whether Python is importing the packages above a module that is run by `python -m`."""
     return sys.argv[:1] == ["-m"]
@@ -170,7 +193,13 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    status, name = stop_status(number), "interrupted" if number == signal.SIGINT else signal.Signals(number).name
     try:
-        os.write(2, b"interrupted\n" if number == signal.SIGINT else f"{signal.Signals(number).name}\n".encode())
+        # Both the main thread and the one that listens come here after one signal.
+        is_first = _exiting.acquire(timeout=0 if _announcement is None else 2 * ANNOUNCE_SECONDS)
+        if is_first:
+            os.write(2, f"{name}\n".encode())
+            if _announcement is not None:
+                _announcement(status, name, seconds=ANNOUNCE_SECONDS)
     finally:
-        os._exit(stop_status(number))
+        os._exit(status)

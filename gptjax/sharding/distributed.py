@@ -20,6 +20,7 @@ from gptjax.process.native_output import NativeOutput, hold_native_output, read_
 from gptjax.process.process_end import end_at_abort, end_process, set_peers
 from gptjax.sharding.joining import CLIENT_SECONDS, JoinWatch, check_listening, end_registration, without_proxies
 from gptjax.sharding.liveness import ProcessWatch
+from gptjax.sharding.start_marker import StartMarker
 
 WAIT_SECONDS = 300
 """Time in which all processes of a run must have started, by JAX's default. `GPTJAX_JOIN_SECONDS` sets another."""
@@ -38,7 +39,11 @@ _LAUNCHERS = (
 
 
 def initialize_distributed(
-    environment: Mapping[str, str] = os.environ, *, command: str = "the same command", resumes: bool = False
+    environment: Mapping[str, str] = os.environ,
+    *,
+    command: str = "the same command",
+    resumes: bool = False,
+    marker: StartMarker | None = None,
 ) -> None:
     """Call `jax.distributed.initialize` if the environment describes several processes; call this before any JAX work.
 
@@ -51,12 +56,14 @@ def initialize_distributed(
       several slices (`MEGASCALE_COORDINATOR_ADDRESS`);
     - `GPTJAX_DISTRIBUTED=auto`, where only JAX's own detection knows (TPU VMs with a metadata server).
 
-    Otherwise this does nothing. `command` resumes the run; `resumes` says that it has begun before. Raises a UserError
-    for an incomplete or invalid description.
+    Otherwise this does nothing. `command` resumes the run; `resumes` says that it has begun before. `marker` tells
+    of the others, and is removed once all have joined. Raises a UserError for an incomplete or invalid description.
     """
     check_xla_flags()
     check_launcher(environment)
     if not has_several_processes(environment) or jax.distributed.is_initialized():
+        if marker is not None:
+            marker.close()
         return
     address, count, process = _read_slurm(environment) or (
         environment.get("JAX_COORDINATOR_ADDRESS"),
@@ -76,7 +83,9 @@ def initialize_distributed(
     if process == 0 and address:
         check_listening(environment.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{address.rpartition(':')[2]}")
     native = hold_native_output()
-    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds, resumes=resumes)
+    if marker is not None:
+        marker.command = command
+    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds, resumes=resumes, marker=marker)
     _join(native, waiting, seconds=seconds, coordinator_address=address, num_processes=count, process_id=process)
     _watch_others(native, command)
 

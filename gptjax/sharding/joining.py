@@ -22,6 +22,7 @@ from jax._src import distributed  # its place is in no public module
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import REQUEUE_STATUS
 from gptjax.process.process_end import end_process
+from gptjax.sharding.start_marker import StartMarker
 
 LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 30
@@ -42,14 +43,22 @@ class JoinWatch:
     """Watches the connections of one process inside a `with` block."""
 
     def __init__(
-        self, *, address: str | None, index: int | None, count: int | None, seconds: int, resumes: bool = False
+        self,
+        *,
+        address: str | None,
+        index: int | None,
+        count: int | None,
+        seconds: int,
+        resumes: bool = False,
+        marker: StartMarker | None = None,
     ) -> None:
         """`index` of `count` processes waits `seconds` at an address; None: JAX finds out, and it is known later.
 
-        `resumes` says that the run has begun before, so that the environment is known to be right.
+        `resumes` says that the run has begun before, so that the environment is known to be right. `marker` knows
+        more of the others, where it can.
         """
         self._address, self._index, self._count, self._seconds = address, index, count, seconds
-        self._resumes = resumes
+        self._resumes, self._marker = resumes, marker
         self._peers: Counter[str] = Counter()
         """At the moment when there were most."""
         self._present: Counter[str] | None = None
@@ -61,8 +70,10 @@ class JoinWatch:
         threading.Thread(target=self._watch, daemon=True, name="join").start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._done.set()
+        if kind is None and self._marker is not None:
+            self._marker.close()
 
     def look(self) -> None:
         """Keep the connections of now, and those at the moment when there were most."""
@@ -89,6 +100,8 @@ class JoinWatch:
         who = ""
         if total is not None and came == 1 < total:  # its own connection
             who = "; process 1 is missing" if total == 2 else f"; processes 1 to {total - 1} are missing"
+        elif self._marker is not None and (absent := [*map(str, self._marker.list_absent())]):
+            who = f"; process {absent[0]} is missing" if len(absent) == 1 else f"; missing are {', '.join(absent)}"
         places = f" (from {', '.join(sorted(self._present))})" if self._present else ""
         return f"{came} of {total or '?'} processes are here{places} {more}{who}"
 
@@ -97,6 +110,9 @@ class JoinWatch:
 
         Else this process seems to be alone by mistake: 2. `said` is what JAX's libraries have written.
         """
+        if self._marker is not None:
+            self._end_for_failure(self._marker)
+            self._marker.close()  # the wait of the others is over, too
         total, came = self._count or "", self._peers.total() - self._is_first  # its own connection
         address = self._address or distributed.global_state.coordinator_address or "the coordinator's address"
         advice = (
@@ -133,10 +149,17 @@ class JoinWatch:
         index = distributed.global_state.process_id if self._index is None else self._index
         return index == 0
 
+    @staticmethod
+    def _end_for_failure(marker: StartMarker) -> None:
+        if (failure := marker.find_failure()) is not None:
+            marker.end_for(failure)
+
     def _watch(self) -> None:
         waited = 0.0
         while not self._done.wait(LOOK_SECONDS):
             waited += LOOK_SECONDS
+            if self._marker is not None:
+                self._end_for_failure(self._marker)
             self.look()
             if self._lost_looks >= LOST_LOOKS and not self._is_first:
                 end_process(

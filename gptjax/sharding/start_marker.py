@@ -1,0 +1,206 @@
+"""What the processes of a run know of each other before they are connected: a file of each in a shared directory.
+
+Each process leaves a marker as its first act, renews it every second, and removes it once all have joined. Those that
+wait so learn within a minute that one was killed, and at once that one was refused. One without a marker is late, and
+is waited for. A directory that cannot be written or is not shared tells nothing.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
+from gptjax.process.early_exit import set_early_announcement
+from gptjax.process.process_end import PRINT_SECONDS, end_process, set_peers
+from gptjax.sharding.start_judge import Failure, Judge, Mark
+
+PREFIX = ".start-"
+ABANDONED_SECONDS = 3600
+"""A directory of markers in which nobody wrote for so long is removed by the next start."""
+LATE_SECONDS = 10.0
+"""One that is refused waits so long for others that begin a little later, to tell them why."""
+TELL_SECONDS = 60.0
+"""The same for those that have begun. They read it once they wait."""
+_JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+_PLACE = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start of `count` processes, of which this is `index`. Its markers are in `directory`."""
+
+    directory: Path
+    index: int
+    count: int
+
+
+def find_start(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> Start | None:
+    """The start that the environment describes; None for a single process, or where only JAX finds out.
+
+    The directory lies where runs are written: `--output-dir`, else the default. A config is not read, for it may be
+    what is refused. Its name comes from the address and the job, so that starts do not meet.
+    """
+    index = environment.get("JAX_PROCESS_ID", environment.get("SLURM_PROCID", ""))
+    count = environment.get("JAX_NUM_PROCESSES", environment.get("SLURM_NTASKS", ""))
+    place = [environment.get(name, "") for name in _PLACE]
+    if not (index.isdecimal() and count.isdecimal() and any(place) and int(index) < int(count) > 1):
+        return None
+    output = "runs"
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == "--output-dir":
+            output = value if equals else following
+    key = json.dumps([*place, count, *(environment.get(name) for name in _JOB)])
+    try:
+        directory = expand_path(output).absolute()
+    except (UserError, OSError):
+        return None
+    return Start(directory / f"{PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:12]}", int(index), int(count))
+
+
+class StartMarker:
+    """This process's marker, and what those of the others say. It stands for the others until all have joined."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.command = "the same command"
+        """It resumes the run."""
+        self._host, self._id = socket.gethostname(), secrets.token_hex(8)
+        self._judge = Judge(start.index, start.count, self._id)
+        self._content: dict[str, Any] = {
+            "id": self._id,
+            "host": self._host,
+            **self._judge.own_process._asdict(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "beat": 0,
+            "made": 0,
+            "end": None,
+            "cause": None,
+        }
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._failure: Failure | None = None
+        self._waits = False
+
+    @classmethod
+    def begin(cls, words: Sequence[str]) -> "StartMarker | None":
+        """Leave the marker of this process; None if it is alone."""
+        if (start := find_start(words)) is None:
+            return None
+        marker = cls(start)
+        marker._exchange()
+        marker._remove_abandoned()
+        threading.Thread(target=marker._exchange_forever, daemon=True, name="start marker").start()
+        set_peers(marker)
+        set_early_announcement(marker.announce_end)
+        atexit.register(marker.close)
+        return marker
+
+    def find_failure(self) -> Failure | None:
+        """Which process has ended or died. From now on this one waits."""
+        self._waits = True
+        return self._failure
+
+    def list_absent(self) -> list[int]:
+        """The processes that have left no marker; empty if no other process has, for the place may not be shared."""
+        seen = self._judge.seen
+        return [i for i in range(self.start.count) if i not in seen | {self.start.index}] if seen else []
+
+    def end_for(self, failure: Failure) -> None:
+        """End this process, too."""
+        mark = self._read().get(failure.index)
+        self._content["cause"] = [failure.index, "" if mark is None else mark.id]
+        end_process(f"{failure.message}\nResume with, on all: {self.command}", status=failure.status)
+
+    def announce_end(self, status: int, message: str, *, seconds: float = TELL_SECONDS) -> None:
+        """Tell those that wait, for up to `seconds`, and leave nothing behind."""
+        if self._closed.is_set():
+            return
+        self._content["end"] = [status, message.splitlines()[0] if message else ""]
+        waited, late_seconds = 0.0, min(LATE_SECONDS, seconds)
+        if self._waits:
+            seconds, late_seconds = min(seconds, PRINT_SECONDS - 2), 0.0  # `end_process` gives no more time
+        while True:
+            self._exchange()
+            is_late = len(self._judge.seen) < self.start.count - 1 and waited < late_seconds
+            if waited >= seconds or not (self._judge.list_waiting() or is_late):
+                break
+            time.sleep(0.5)
+            waited += 0.5
+        self.close()
+
+    def wait_for_failure_report(self, seconds: float) -> None:
+        """No error of this process comes from another one yet."""
+
+    def close(self) -> None:
+        """Remove the marker, that of a process whose end is told, and the directories that were made for them."""
+        if self._closed.is_set() or not self._lock.acquire(timeout=2.0):
+            return
+        self._closed.set()
+        set_peers(None)
+        set_early_announcement(None)
+        atexit.unregister(self.close)
+        directory, cause = self.start.directory, self._content["cause"]
+        with contextlib.suppress(OSError):
+            marks = self._read()
+            for i in (self.start.index, *([] if cause is None else cause[:1])):
+                mark = marks.get(i)
+                if mark is not None and (mark.id == self._id or self._judge.is_dead(mark)):
+                    (directory / str(i)).unlink(missing_ok=True)
+            for folder in [directory, *directory.parents][: max(1, self._content["made"])]:
+                folder.rmdir()
+        self._lock.release()
+
+    def _exchange_forever(self) -> None:
+        while not self._closed.wait(self._judge.interval):
+            self._exchange()
+
+    def _exchange(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if not self._closed.is_set():
+                self._content["beat"] += 1
+                self._write()
+                own = (self.start.directory / str(self.start.index)).stat().st_mtime
+                marks = self._read()
+                self._content["made"] = max(mark.made for mark in marks.values())  # the last one removes them
+                failure = self._judge.look(marks, now=time.monotonic(), own_time=own)
+                self._failure = self._failure or failure
+
+    def _write(self) -> None:
+        """Renew the marker by a rename, after which a network file system looks into the directory anew."""
+        directory = self.start.directory
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        self._content["made"] = max(self._content["made"], len(missing))
+        unfinished = directory / f"{self.start.index}.{self._id}"
+        unfinished.write_text(json.dumps(self._content), encoding="utf-8")
+        unfinished.replace(directory / str(self.start.index))
+
+    def _read(self) -> dict[int, Mark]:
+        """The markers of all processes, by their numbers."""
+        found = {}
+        for i in range(self.start.count):
+            path = self.start.directory / str(i)
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found[i] = Mark.parse(json.loads(path.read_text(encoding="utf-8")), time=path.stat().st_mtime)
+        return found
+
+    def _remove_abandoned(self) -> None:
+        """Remove the markers of other starts, all of whose processes were killed."""
+        with contextlib.suppress(OSError):
+            now = self.start.directory.stat().st_mtime
+            for path in self.start.directory.parent.glob(f"{PREFIX}*"):
+                if now - path.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
