@@ -1,6 +1,8 @@
 """A directory appears when it is complete, is made once, and other people's files are never replaced."""
 
 import contextlib
+import errno
+import os
 import threading
 
 import numpy as np
@@ -29,6 +31,8 @@ def test_replace_directory_shows_it_when_complete(tmp_path):
     fill_and_stop(out, resumable=False)
     assert not list(tmp_path.iterdir())
     fill_and_stop(out, resumable=True)
+    with pytest.raises(OSError, match="No space left on device: .*out'$"), replace_directory(out):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with replace_directory(out) as directory:
         assert directory == partial
         assert (directory / "a").read_text() == "half"

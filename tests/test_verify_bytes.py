@@ -25,7 +25,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.file_sums import ChangedFileError, sum_directory
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.finetuning.lora import LoRA
-from gptjax.huggingface.model_dir import read_tokenizer
+from gptjax.huggingface.model_dir import fetch_model, read_tokenizer
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.process.console import safe_console
 from gptjax.process.diagnosis import write_report
@@ -164,6 +164,14 @@ def test_tokenizer_with_a_changed_file_is_refused_before_any_is_parsed(tmp_path:
     for read in (load_tokenizer, functools.partial(read_tokenizer, vocab_size=256)):
         with pytest.raises(ChangedFileError, match=f"{re.escape(name)} has 1 bytes; .* were written. Put the right"):
             read(tmp_path)
+
+
+def test_changed_config_of_an_export_is_named_before_it_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    sum_directory(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ChangedFileError, match=r"config\.json has changed since it was written"):
+        fetch_model(str(tmp_path))
 
 
 def test_edited_card_of_an_export_is_a_note(places: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
 from gptjax.core.files import lock_file
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -96,8 +96,10 @@ def replace_directory(output: Path) -> Iterator[Path]:
     partial.mkdir(exist_ok=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         discard()
+        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+            error.filename = error.filename or str(output)  # writing into an open file names none
         raise
     sync(partial)
     shutil.rmtree(old, ignore_errors=True)

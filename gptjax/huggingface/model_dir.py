@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
-from gptjax.core.file_sums import ChangedFileError
+from gptjax.core.file_sums import ChangedFileError, check_listed_files
 from gptjax.core.files import expand_path, shorten_path
 from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Architecture, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
@@ -125,6 +125,7 @@ def fetch_model(model: str) -> Path:
             hub = f" The hub's model of that name is --model={HUB_PREFIX}{model}." if like_hub else ""
             advice = explain_no_model(directory) or hub
             raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{advice}")
+        check_listed_files(directory, [CONFIG_FILE])
         return directory
     if name == model and directory.is_file():
         raise UserError(
