@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.conversations.block_encoder import BlockEncoder, ExampleKind, Task
-from data_pipelines.encode.encoder import Limits
+from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, Tail, parse_split
 from data_pipelines.encode.worker_pool import Workers, map_on_cores
 from data_pipelines.output.build import ShardContents, build_shards
@@ -29,7 +29,7 @@ from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.split_specs import INSTEAD
 from gptjax.core.errors import UserError, count_of
-from gptjax.data.manifest import MANIFEST_VERSION, Manifest
+from gptjax.data.manifest import MANIFEST_VERSION, Counts, Manifest
 from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
@@ -218,7 +218,29 @@ def _write_shards(
     if isinstance(rule := split.rule, HashFraction) and rule != parse_split(request.effective_split):
         few = f"{count_of(examples, kind.plural)}, too few for {request.effective_split}"
         lines.append(f"{few}: {INSTEAD.format(f'hash:{rule.fraction}')}")
-    return {name: writer.counts for name, writer in writers.items()}, tokenizer, lines
+    counts = {name: writer.counts for name, writer in writers.items()}
+    if request.max_document_tokens is not None and request.validation_source is None:
+        _check_cut(request, kind, counts, encoder, split.rule)
+    return counts, tokenizer, lines
+
+
+def _check_cut(
+    request: PrepareScored, kind: ExampleKind, counts: dict[str, Counts], encoder: BlockEncoder, rule: SplitRule
+) -> None:
+    """Raise a `UserError` with a split that works if examples that are cut off were all of one side."""
+    sides, size = [count.documents > 0 for count in counts.values()], request.sources["source"].size
+    if all(sides) or not any(sides) or not isinstance(rule, HashFraction) or size >= LARGE_BYTES:
+        return
+    points = list[float]()
+    for task in _iter_tasks(request, kind, DEFAULT_LIMITS, rule=rule):
+        points += [rule.point(key.encode()) for key in encoder.list_keys(task)]
+    if (other := rule.widen(points)) is not None:
+        empty, number = list(counts)[sides.index(False)], count_of(len(points), kind.plural)
+        raise UserError(
+            f"--split=hash:{rule.fraction} leaves no usable {kind.plural} for {empty}: {number} have an answer within "
+            f"--max-document-tokens={request.max_document_tokens}. Use --split=hash:{other.fraction}, a larger "
+            f"--max-document-tokens, or --split=none."
+        )
 
 
 def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits, *, rule: SplitRule) -> Iterator[Task]:

@@ -22,8 +22,8 @@ from typing import Annotated
 
 import tyro
 
-from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
-from gptjax.checkpoints.rotation import list_passed_over, list_set_aside
+from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_passed_over, list_steps
+from gptjax.checkpoints.rotation import list_set_aside
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.file_sums import (

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.conversations.chat_formats import OTHER_CONTENT, OTHER_FIELD, REASONING, parse_conversation
+from data_pipelines.conversations.chat_formats import (
+    OTHER_CONTENT,
+    OTHER_FIELD,
+    OTHER_SYSTEM,
+    REASONING,
+    parse_conversation,
+)
 from data_pipelines.readers.fields import parse_renaming, rename_fields
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
@@ -189,7 +195,9 @@ SIMPLE = {"prompt": USER.content, "completion": ANSWER.content}
 )
 def test_what_is_beside_a_renamed_field_inside_another_is_read(record, renaming):
     renamed = parse_renaming(renaming)
-    assert parse_conversation(record, where="x", renamed=renamed).messages == [SYSTEM, *WANTED]
+    found = parse_conversation(record, where="x", renamed=renamed)
+    assert found.messages == [SYSTEM, *WANTED]
+    assert (OTHER_SYSTEM in found.left_out) == (record.get("in", {}).get("system") == "T")
 
 
 @pytest.mark.parametrize("renaming", ["d.q:prompt,d.a:completion", "d.q:messages", "b.d.q:prompt,b.d.a:completion"])

@@ -1,5 +1,6 @@
 """The evaluator of chats: what the model says, what counts as right, and files that it cannot read."""
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,18 +133,27 @@ def test_questions_may_hold_any_separator_of_lines(tmp_path: Path) -> None:
     assert list(read_questions(Path(path))) == [([Message("user", "a\u2028b")], ["c\x85"])]
 
 
+def test_questions_are_read_from_arrays_and_tables(tmp_path: Path) -> None:
+    record = {"messages": [{"role": "user", "content": "a"}], "answers": ["[b", "c"]}
+    (tmp_path / "q.json").write_text(json.dumps([record]))
+    with (tmp_path / "q.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([record, [json.dumps(value) for value in record.values()]])
+    for name in ("q.json", "q.csv"):
+        assert list(read_questions(tmp_path / name)) == [([Message("user", "a")], ["[b", "c"])]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "q.jsonl has no questions"),
-        (b"{", "q.jsonl:1: not JSON"),
+        (b"{", "q.jsonl:1: not a line of JSON"),
         (b'{"messages": [{"role": "user", "content": "a"}], "answers": []}', 'wanted "answers", a list of texts'),
         (b'{"messages": [], "answers": ["a"]}', '"messages": wanted a list of messages'),
         (b'{"messages": [{"role": "tool", "content": "a"}], "answers": ["a"]}', "q.jsonl:1: a message calls tools"),
         (b'{"messages": [["a", "b"]], "answers": ["a"]}', 'wanted an object with "role" and "content"'),
         (b'{"messages": ["a", "b"], "answers": ["b"]}', "wanted messages that the user ends, got .* of the assistant"),
-        (b'{"answers": ["\xff"]}', "q.jsonl is not UTF-8: invalid start byte at byte 14"),
-        (None, "q.jsonl cannot be read: No such file"),
+        (b'{"answers": ["\xff"]}', "q.jsonl:1: not a line of JSON in UTF-8: .* in position 14"),
+        (None, "q.jsonl': no such file"),
     ],
 )
 def test_questions_that_cannot_be_read_are_told(tmp_path: Path, content: bytes | None, message: str) -> None:

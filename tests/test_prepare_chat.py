@@ -1,6 +1,5 @@
 """Conversations to shards: every token and mark in its place, and invalid records named by file and line."""
 
-import contextlib
 import gzip
 import itertools
 import json
@@ -545,9 +544,14 @@ def test_a_learned_tokenizer_never_saw_the_validation_split(tmp_path, run, monke
         seen.clear()
         talks = [[("user", f"{seed} {i} ?" + " long" * 40 * (i % 2)), ("assistant", "4")] for i in range(16)]
         source = write(tmp_path / f"{seed}.jsonl", map(line, talks))
-        with contextlib.suppress(UserError):  # all of the validation split is too long
-            run(source, f"{seed}", split=None, tokenizer="bpe:270", max_document_tokens=60, processes=1)
-            text = load_tokenizer(tmp_path / f"{seed}").decode(documents(tmp_path / f"{seed}", "val")[0][0])
-            assert not [each for each in seen if b"?" in each and each.decode() in text]
+        options = {"tokenizer": "bpe:270", "max_document_tokens": 60, "processes": 1}
+        try:
+            run(source, f"{seed}", split=None, **options)
+        except UserError as error:  # all of the validation split is too long: the message has one that works
+            seen.clear()
+            (split,) = re.findall(r" for val: \d+ .* Use --split=(hash:\S+), a larger", str(error))
+            run(source, f"{seed}", split=split, **options)
             found += 1
-    assert found > 2
+        text = load_tokenizer(tmp_path / f"{seed}").decode(documents(tmp_path / f"{seed}", "val")[0][0])
+        assert not [each for each in seen if b"?" in each and each.decode() in text]
+    assert 2 < found < 10

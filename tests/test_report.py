@@ -8,6 +8,7 @@ from tiny import SINGLE, tiny_config, write_text_shards
 
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
+from gptjax.core.serialization import to_json
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.packing import Packing
@@ -191,7 +192,7 @@ def test_summary_without_checkpoint_names_the_command(
 
 
 def test_summary_compares_with_bigram_and_names_commands(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, output_dir=str(tmp_path / "my runs"), evaluators=(ValidationLoss(),))
     write_metrics(config)
@@ -204,6 +205,11 @@ def test_summary_compares_with_bigram_and_names_commands(
     assert (config.directory / "loss.png").is_file()
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=Stop.by_signal(2))
     assert f"resume    {COMMAND} --steps=60" in capsys.readouterr().out
+    monkeypatch.setattr(report, "read_metadata", lambda path, step: {"config": to_json(config)})
+    for resume, is_needed in (("auto", True), ("force", False)):
+        config = replace(config, resume=resume)
+        report.print_summary(replace(config, resume="force"), f"{COMMAND} --resume=force", stopped=Stop.by_signal(2))
+        assert (" --resume=force" in capsys.readouterr().out) == is_needed, "until the forced config is saved"
     masked = replace(config, objective=SFT(), model=replace(config.model, intra_document_mask=True))
     report.print_summary(masked, COMMAND, stopped=None)
     assert "  chat      python -m gptjax.chat --checkpoint=" in capsys.readouterr().out
@@ -212,3 +218,5 @@ def test_summary_compares_with_bigram_and_names_commands(
     printed = capsys.readouterr().out
     assert "bits per byte" not in printed, "a part of the split is not comparable"
     assert f"train on  {COMMAND} --schedule-steps=500 --steps=120\n" in printed, "the schedule is long enough"
+    report.print_summary(replace(part, schedule_steps=30), COMMAND, stopped=None)
+    assert "note: the schedule ends at step 30" in capsys.readouterr().out

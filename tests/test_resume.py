@@ -100,6 +100,9 @@ def test_forced_batch_holds_from_the_step_that_is_restored(config: TrainConfig, 
     forced = adopt_history(replace(config, batch_size=16, resume="force"))
     assert [stage.begin for stage in forced.stages] == [50]
     assert "the first 50 steps keep their batches" in capsys.readouterr().out
+    back = adopt_history(replace(config, batch_size=16, resume=50))
+    with pytest.raises(UserError, match=r"go back first: .* --resume=50 --steps=50\. Then .* --resume=force in place"):
+        check_same_run(back, SavedRun(50, adopt_history(config), {}), {})
 
 
 @pytest.mark.parametrize("step", [0, 40])

@@ -1,5 +1,6 @@
 """Signals are handled between steps, or end the process where there is nothing to save."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import stop_status
+from gptjax.process.lost_signals import unwrap
 from gptjax.supervision import signals as stop_signals
 from gptjax.supervision.signals import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 
@@ -59,6 +61,22 @@ def test_signal_before_training_ends_the_run_where_it_is(capfd: pytest.CaptureFi
         shutdown.wait_for_announcement()
         assert capfd.readouterr().out.startswith("SIGTERM: stopping before training"), "said before what follows"
     assert stopped.value.number == signal.SIGTERM
+
+
+def test_stop_that_a_library_drops_or_wraps_is_a_stop():
+    """Errors in callbacks of the garbage collector are dropped; native modules make an ImportError of them."""
+
+    def stop(*_: object) -> None:
+        gc.callbacks.remove(stop)
+        signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(stop)
+    with GracefulShutdown():
+        gc.collect()
+        with pytest.raises(StopRequested):
+            time.sleep(5)
+    with pytest.raises(StopRequested), unwrap(StopRequested):
+        raise ImportError from StopRequested(signal.SIGTERM)
 
 
 def test_signal_cuts_an_evaluation_short_and_nothing_else():

@@ -1,5 +1,6 @@
 """Parses and encodes blocks of records, in any process."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -86,6 +87,15 @@ class BlockEncoder:
             documents.setdefault(task.rule.choose_split(key.encode()), []).extend(encoded)
             count += 1
         return EncodedBlock({side: self._join(each) for side, each in documents.items()}, count, context.notes)
+
+    def list_keys(self, task: Task) -> list[str]:
+        """The keys of the usable examples of a block."""
+        keys = list[str]()
+        for where, record in task.block.read():
+            with contextlib.suppress(UserError):
+                if not isinstance(record, UserError):
+                    keys.append(self._fit(self.kind.encode(record, where)).key)
+        return keys
 
     def _fit(self, example: Example) -> Example:
         """Cut off behind `max_tokens`; raises `UselessRecord` where no answer or no difference is left."""

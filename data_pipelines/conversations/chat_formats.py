@@ -15,6 +15,7 @@ from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
 from data_pipelines.readers.fields import (
     LABEL,
+    list_hidden,
     rename_fields,
     suggest_command,
     suggest_path,
@@ -82,6 +83,7 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
 
     Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
+    hidden = list_hidden(record, renamed, where=where) & {*SYSTEM} if renamed else ()
     record = parse_lists(rename_fields(record, renamed, known=_KNOWN, where=where))
     if not isinstance(record, dict):
         return _parse(record, where=where)
@@ -90,7 +92,8 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
         found = _parse(rewritten, where=where)
     except InvalidRecord as error:
         raise InvalidRecord(f"{error}{public_sets.name_format(record)}", error.note) from None
-    return found._replace(left_out=(*found.left_out, *([public_sets.SEVERAL] if is_chosen else [])))
+    others = [*[public_sets.SEVERAL] * is_chosen, *[OTHER_SYSTEM] * bool(hidden)]
+    return found._replace(left_out=tuple(dict.fromkeys([*found.left_out, *others])))
 
 
 def _parse(record: Any, *, where: str) -> ParsedConversation:

@@ -20,7 +20,7 @@ from data_pipelines.conversations.dialogue_text import split_question, split_spe
 from data_pipelines.conversations.field_names import ADDED, QUESTIONS, SYSTEM
 from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
 from data_pipelines.conversations.public_pairs import find_public_pair, parse_texts
-from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare
+from data_pipelines.readers.fields import LABEL, list_hidden, rename_fields, suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     SKIPPED,
@@ -77,6 +77,7 @@ def read_pair(
 
     `as_turns`: a prompt and answers of plain text are turns of the user and of the assistant.
     """
+    hidden = list_hidden(record, renamed, where=where) & {*SYSTEM} if renamed else ()
     record = parse_lists(rename_fields(record, renamed, known=_KNOWN, where=where))
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
@@ -93,7 +94,8 @@ def read_pair(
         raise InvalidRecord(f'{where}: has no "prompt", which would be the turn of the user.', NO_PROMPT)
     pair = _add_before(pair, history, find_system(record, where=where), where=where)
     used = given.prompt if isinstance(given.prompt, str) and turns.prompt is not given.prompt else ""
-    found = {OTHER_SYSTEM: _has_other_system(record, pair), OTHER_CONTENT: _has_other_content(record, pair, used)}
+    has_system = bool(hidden) or _has_other_system(record, pair)
+    found = {OTHER_SYSTEM: has_system, OTHER_CONTENT: _has_other_content(record, pair, used)}
     return pair, tuple(note for note, is_true in found.items() if is_true)
 
 

@@ -75,6 +75,15 @@ def _move_fields(
     return beside | kept | given
 
 
+def list_hidden(record: Any, renamed: Mapping[str, str], *, where: str) -> set[str]:
+    """Fields of objects on the paths in `renamed` that the record itself has, too, so that its own are read."""
+    paths = [name for name in renamed if isinstance(record, dict) and name not in record and "." in name]
+    steps = [_find_steps(record, name, where=where) for name in paths]
+    own = {plain_name(key): value for key, value in record.items() if value is not None} if steps else {}
+    beside = [(plain_name(key), value) for each in steps for holder, _ in each[1:] for key, value in holder.items()]
+    return {key for key, value in beside if value is not None and own.get(key, value) != value}
+
+
 def _find_steps(record: dict[str, Any], name: str, *, where: str) -> list[tuple[dict[str, Any], str]]:
     """The objects on the way to the field of that name or path, each with its key; [] if there is none."""
     steps: list[tuple[dict[str, Any], str]] = []

@@ -37,7 +37,7 @@ from gptjax.checkpoints.checkpoint_format import (
     report_write_errors,
     unflatten_by_name,
 )
-from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs
+from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs, suggest_anew
 from gptjax.checkpoints.joint_save import JointCheckpointer
 from gptjax.checkpoints.rotation import ALL_DAMAGED, choose_step, clear_unfinished, prune, roll_back_to
 from gptjax.core.directory_identity import DirectoryIdentity
@@ -223,7 +223,7 @@ class CheckpointManager:
             chosen = int(multihost_utils.broadcast_one_to_all(-1 if chosen is None else chosen))
             chosen = None if chosen == -1 else chosen
         if chosen == ALL_DAMAGED:
-            raise UserError(f"{self._directory} has no undamaged checkpoint left. Move it away to begin anew.")
+            raise UserError(f"{self._directory} has no undamaged checkpoint left. {suggest_anew(self._directory)}")
         return chosen
 
     def restore(self, abstract: "training_state.TrainState", step: int) -> "training_state.TrainState":

@@ -29,6 +29,7 @@ from gptjax.checkpoints.integrity import (
     describe_incomplete,
     find_damage_once,
     list_steps,
+    suggest_anew,
     suggest_other,
 )
 from gptjax.core.errors import UserError, describe_errno
@@ -96,7 +97,7 @@ def find_step(directory: Path, which: int | str, *, items: Collection[str] | Non
         problems[step] = "; ".join(damage)
     if not steps or problems:
         found = f" Found: {'; '.join(problems.values())}." if problems else ""
-        raise UserError(f"{directory} has no complete checkpoint.{found} Put a copy there, or train again.")
+        raise UserError(f"{directory} has no complete checkpoint.{found} {suggest_anew(directory)}")
     raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {_list(steps)}). Use `latest`.")
 
 

@@ -5,7 +5,9 @@ as `checksums.json`, and only then gives it its name. A step is complete if it h
 Checkpoints of an earlier gptjax have no sums; they are complete if Orbax says so.
 """
 
+import itertools
 import json
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +27,7 @@ from gptjax.core.file_sums import (
     sum_files,
     write_sums,
 )
-from gptjax.core.files import sync_path, sync_tree
+from gptjax.core.files import shorten_path, sync_path, sync_tree
 
 METADATA = "metadata"
 UNFINISHED = ".unfinished"
@@ -170,6 +172,25 @@ def find_damage_once(path: Path, *, items: Collection[str] | None = None) -> lis
 def _read_times(path: Path) -> tuple[int, int]:
     state = path.stat()
     return state.st_mtime_ns, state.st_ctime_ns
+
+
+def list_passed_over(directory: Path) -> list[Path]:
+    """The checkpoints that a run has kept as `STEP.incomplete` or `STEP.damaged`."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(path for path in found if path.name.endswith((".incomplete", ".damaged")))
+
+
+def suggest_anew(directory: Path) -> str:
+    """What to do about a run without a whole checkpoint. It does not begin anew where damaged ones are left."""
+    aside = [path.name for path in list_passed_over(Path(directory))]
+    if not aside and not list_steps(directory):
+        return "Nothing was saved yet: its command goes on, and saves."
+    run = Path(directory).absolute().parent
+    names = (f"{run.name}.damaged{number or ''}" for number in itertools.count())
+    free = next(path for name in names if not (path := run.with_name(name)).exists())
+    kept = f"Passed over: {', '.join(aside)}. " if aside else ""
+    command = shlex.join(["mv", str(shorten_path(run)), str(shorten_path(free))])
+    return f"{kept}Put an undamaged copy there. Or move the run away, after which its command makes it anew: {command}"
 
 
 def suggest_other(directory: Path, step: int, *, flag: str = "step") -> str:

@@ -10,6 +10,7 @@ from gptjax.checkpoints.integrity import (
     complete_steps,
     describe_incomplete,
     find_damage_once,
+    list_passed_over,
     list_steps,
     suggest_other,
 )
@@ -66,12 +67,6 @@ def choose_step(directory: Path) -> int | None:
             print_once(f"warning: {line}. Checkpoint {step} is passed over and kept as {step}.damaged.")
         _set_aside(directory / str(step), "damaged")
     return ALL_DAMAGED if list_passed_over(directory) else None
-
-
-def list_passed_over(directory: Path) -> list[Path]:
-    """The checkpoints that a run has kept as `STEP.incomplete` or `STEP.damaged`."""
-    found = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in found if path.name.endswith((".incomplete", ".damaged")))
 
 
 def roll_back_to(directory: Path, step: int) -> None:

@@ -17,6 +17,7 @@ from gptjax.process.broken_import import report_broken_import
 from gptjax.process.console import prepare_streams
 from gptjax.process.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
 from gptjax.process.early_exit import Terminated, remove_early_handler, stop_status
+from gptjax.process.lost_signals import unwrap
 from gptjax.process.process_end import exit_process, has_peers, wait_for_failure_report
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -103,7 +104,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = report_unraisable
     try:
-        with _flush_output():
+        with _flush_output(), unwrap(KeyboardInterrupt):
             yield
     except UserError as error:
         print(format_message(f"error: {error}"), file=sys.stderr)

@@ -5,13 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from gptjax.core.errors import UserError, count_of, quote
+from gptjax.data.readers import import_reader
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
 from gptjax.evaluation.protocols import EvalProtocol, PlacedWindow, Words, place_windows
@@ -78,7 +77,7 @@ def read_documents(
     if separator is not None and (rows or not separator):
         raise UserError(f"--separator={quote(separator)}: wanted a text, and a protocol whose documents are no lines.")
     check_exists(path)
-    documents, files = _import_reader("documents"), _import_reader("files")
+    documents, files = import_reader("documents"), import_reader("files")
     context = documents.ReadContext(text_field or "text", separator=documents.parse_separator(separator))
     chunks = files.open_files(str(path)).chunks(context)
     found = [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
@@ -103,11 +102,6 @@ def _tell(notes: Iterable[str], told: set[str] | None) -> None:
             print_once(f"note: {note}", to_stderr=True)
 
 
-def _import_reader(name: str) -> ModuleType:
-    # By name, for gptjax imports nothing of data_pipelines; both are installed together.
-    return import_module(f"data_pipelines.readers.{name}")
-
-
 def encode_text(
     path: Path,
     tokenizer: Tokenizer,
@@ -129,7 +123,7 @@ def encode_text(
             f'(in a config: EvalProtocol(first_token="context", …)).'
         )
     documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
-    can_cut = path.is_dir() or _import_reader("files").is_text_file(path.name)
+    can_cut = path.is_dir() or import_reader("files").is_text_file(path.name)
     names = compile_names([END_OF_TEXT, *tokenizer.specials, *tokenizer.text_tokens])
     for mark, times in sorted(Counter(mark for document in documents for mark in names.findall(document)).items()):
         advice = f"; --separator='{mark}' cuts text files" if can_cut and mark == END_OF_TEXT else ""

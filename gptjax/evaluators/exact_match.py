@@ -1,6 +1,7 @@
 """An evaluator of chats: questions are answered greedily, and answers compared with those that are right."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,8 +11,10 @@ import numpy as np
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
+from gptjax.data.readers import import_reader
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.tokenization.chat import ChatEncoder, take_until
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import UselessRecord, read_messages
 
 if TYPE_CHECKING:
@@ -20,17 +23,20 @@ if TYPE_CHECKING:
 else:
     generation = LazyModule("gptjax.generation.generate")  # imports flax
 
+_FIELDS = ("messages", "answers")
+_BLOCK_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class ExactMatch(PeriodicEvaluator):
     """Share of questions that are answered exactly, and the length of the answers.
 
-    A line of the file is `{"messages": [...], "answers": ["...", ...]}`: a conversation that the user ends, and all
-    answers that are right.
+    A record is `{"messages": [...], "answers": ["...", ...]}`: a conversation that the user ends, and all answers that
+    are right.
     """
 
     path: str
-    """JSONL file with the questions."""
+    """File of records with the questions, in any format that `data_pipelines.prepare_chat` reads."""
     max_new_tokens: int = 32
     """Longest answer, in tokens."""
     opening: str | None = None
@@ -83,30 +89,41 @@ class ExactMatch(PeriodicEvaluator):
         return evaluate
 
 
-def read_questions(path: Path) -> Any:
-    """Yield (messages, answers) of each line; a `UserError` names a line that has none."""
-    try:
-        # Not `splitlines`: a text may hold other separators, such as U+2028.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"evaluators: {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"evaluators: {path} is not UTF-8: {error.reason} at byte {error.start}.") from None
-    if lines == [""]:
+def read_questions(path: Path) -> Iterator[tuple[list[Message], list[str]]]:
+    """Yield (messages, answers) of each record, as `data_pipelines.prepare_chat` reads files.
+
+    A cell of a table holds them as JSON; one that is no list is the only answer. A `UserError` names a record without.
+    """
+    count = 0
+    for block in import_reader("record_sources").open_records(str(path)).iter_blocks(_FIELDS, _BLOCK_BYTES):
+        for where, record in block.read():
+            if isinstance(record, UserError):
+                raise record
+            count += 1
+            yield _read_question(record, where=where)
+    if count == 0:
         raise UserError(f"evaluators: {path} has no questions.")
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise UserError(f"{where}: not JSON.") from None
-        answers = record.get("answers") if isinstance(record, dict) else None
-        if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
-            raise UserError(f'{where}: wanted "answers", a list of texts.')
-        try:
-            messages = read_messages(record.get("messages"), where=f'{where}: "messages"')
-        except UselessRecord:
-            raise UserError(f"{where}: a message calls tools or is not only text, and cannot be asked.") from None
-        if messages[-1].role != "user":
-            raise UserError(f"{where}: wanted messages that the user ends, got a last one of the {messages[-1].role}.")
-        yield messages, answers
+
+
+def _read_question(record: Any, *, where: str) -> tuple[list[Message], list[str]]:
+    asked, answers = (_parse_cell(record.get(name)) if isinstance(record, dict) else None for name in _FIELDS)
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
+        raise UserError(f'{where}: wanted "answers", a list of texts.')
+    try:
+        messages = read_messages(asked, where=f'{where}: "messages"')
+    except UselessRecord:
+        raise UserError(f"{where}: a message calls tools or is not only text, and cannot be asked.") from None
+    if messages[-1].role != "user":
+        raise UserError(f"{where}: wanted messages that the user ends, got a last one of the {messages[-1].role}.")
+    return messages, answers
+
+
+def _parse_cell(value: Any) -> Any:
+    """A list that a cell of a table holds as JSON; other values as they are."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

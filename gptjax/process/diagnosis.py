@@ -1,6 +1,7 @@
 """What errors of JAX and of the system mean, and where their tracebacks go."""
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from gptjax.process.broken_import import explain_broken_import, explain_wrong_variable, report_broken_import
+from gptjax.process.lost_signals import hear_again
 
 SHOW_VARIABLE = "GPTJAX_TRACEBACK"
 _directory: Path | None = None
@@ -141,7 +143,11 @@ def report_unraisable(found: Any) -> None:
     """A `sys.unraisablehook` that is silent about writes of a failed save that end after Orbax has left them.
 
     Nor does it speak of an event loop that could not be made, as without free file descriptors: the save has failed.
+    A Ctrl-C in a callback is not lost.
     """
+    if isinstance(found.exc_value, KeyboardInterrupt):
+        hear_again(getattr(found.exc_value, "number", signal.SIGINT))
+        return
     is_closed = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
     if is_closed or getattr(found.object, "__qualname__", None) == "BaseEventLoop.__del__":
         return

@@ -196,7 +196,7 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
     status, name = stop_status(number), "interrupted" if number == signal.SIGINT else signal.Signals(number).name
     try:
         # Both the main thread and the one that listens come here after one signal.
-        is_first = _exiting.acquire(timeout=0 if _announcement is None else 2 * ANNOUNCE_SECONDS)
+        is_first = _exiting.acquire(timeout=0.1 if _announcement is None else 2 * ANNOUNCE_SECONDS)
         if is_first:
             os.write(2, f"{name}\n".encode())
             if _announcement is not None:

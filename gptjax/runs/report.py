@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 
-from gptjax.checkpoints.checkpoint_format import DEFAULT_METRIC
+from gptjax.checkpoints.checkpoint_format import DEFAULT_METRIC, read_metadata
 from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.flags import drop_flags
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import shorten_path
+from gptjax.core.serialization import to_json
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
@@ -30,6 +31,7 @@ from gptjax.model.layers import ACTIVATIONS
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import keep_console_log, print_once
 from gptjax.process.diagnosis import keep_reports_in
+from gptjax.runs.resume import describe_ended_schedule
 from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, TOKENIZER_FILE
 from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
@@ -145,6 +147,7 @@ def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) ->
         _print_results(config)
     except (OSError, UserError, ValueError) as error:  # a log that was lost, a full disk, a wrong MPLBACKEND
         print_once(f"warning: the losses are not plotted: {error}")
+    print_once(*(f"note: {line.strip()}" for line in describe_ended_schedule(config)))
     _print_commands(config, command, stopped=stopped)
     if (warning := describe_unused_gpu()) is not None:  # the one at the start has scrolled away
         print_once(warning)
@@ -176,7 +179,8 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return
-    if re.search(r" --resume[= ]\d", command):  # the run has gone back, and goes on
+    # The run has gone back, and goes on; or the newest checkpoint is of the config that was forced.
+    if re.search(r" --resume[= ]\d", command) or (config.resume == "force" and _is_saved(config)):
         words = drop_flags(words, "resume")
     if stopped is not None and stopped.status == 0:  # by patience: the same command would stop again
         words = [*drop_flags(words, "patience"), "--patience=None"]
@@ -199,6 +203,15 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if _is_exportable(config):
         lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{for_model}")
     print_once("next:", *lines)
+
+
+def _is_saved(config: TrainConfig) -> bool:
+    """Whether the newest checkpoint is of this config."""
+    checkpoints = config.directory / CHECKPOINTS
+    try:
+        return read_metadata(checkpoints, list_steps(checkpoints)[-1]).get("config") == to_json(config)
+    except UserError:
+        return False
 
 
 def _find_config(words: Sequence[str]) -> str | None:

@@ -55,10 +55,16 @@ def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerpri
     refused += _compare_history(saved.config, config, saved.step)
     refused += _compare_fingerprints(saved.fingerprints, fingerprints)
     if refused and config.resume != "force":
+        force = "resume in any case with --resume=force"
+        if isinstance(back := config.resume, int):
+            force = (
+                f"go back first: the command of this run without the change, with --resume={back} --steps={back}. "
+                f"Then this command with --resume=force in place of --resume={back} makes the change"
+            )
         raise UserError(
             f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force. Stages "
-            "(docs/resume.md) change the batch, the windows or the rate from a step on."
+            f"Undo the change, choose another --name, or {force}. Stages (docs/resume.md) change the batch, the "
+            "windows or the rate from a step on."
         )
     return reported + refused
 
@@ -107,13 +113,13 @@ def describe_other_rows(saved: SavedRun, config: TrainConfig, fingerprints: Fing
 
 def _describe_end(config: TrainConfig, step: int) -> list[str]:
     if step < config.steps:
-        return _describe_ended_schedule(config)
+        return describe_ended_schedule(config)
     is_evaluated = any(evaluator.should_run(step, steps=config.steps) for evaluator in config.evaluators)
     repeated = ": its last evaluation is repeated" * is_evaluated
     return [f"  the run is complete{repeated}. --steps={2 * step}, say, goes on from here"]
 
 
-def _describe_ended_schedule(config: TrainConfig) -> list[str]:
+def describe_ended_schedule(config: TrainConfig) -> list[str]:
     """A line if steps are left behind the end of a schedule that has lowered the rate."""
     length = config.schedule_length
     middle, last = (float(config.optimizer.learning_rate_at(step, steps=length)) for step in (length // 2, length))

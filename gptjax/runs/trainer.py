@@ -23,6 +23,7 @@ from gptjax.metrics.logger import MetricLogger
 from gptjax.process import restarts
 from gptjax.process.console import print_once
 from gptjax.process.early_exit import stop_status
+from gptjax.process.lost_signals import unwrap
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.data_check import make_data_check
@@ -66,15 +67,16 @@ def train(
     with contextlib.ExitStack() as held:  # until the last sums, no other command writes to the run
         with GracefulShutdown() as shutdown, watchdog:
             try:
-                config, stopped = _train(
-                    config,
-                    modules,
-                    source=source,
-                    explicit_fields=explicit_fields,
-                    shutdown=shutdown,
-                    watchdog=watchdog,
-                    held=held,
-                )
+                with unwrap(StopRequested):
+                    config, stopped = _train(
+                        config,
+                        modules,
+                        source=source,
+                        explicit_fields=explicit_fields,
+                        shutdown=shutdown,
+                        watchdog=watchdog,
+                        held=held,
+                    )
             except StopRequested as stop:
                 shutdown.wait_for_announcement()
                 return _stop_before_begin(stop, shutdown.place, command)

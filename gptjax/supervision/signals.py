@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import REQUEUE_VARIABLE, STOP_VARIABLE, read_signals, stop_status
+from gptjax.process.lost_signals import hear_again, unwrap
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.sharding.distributed import count_processes
 
@@ -67,6 +69,7 @@ class GracefulShutdown:
         self._previous_handlers: dict[int, Any] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self._previous_wakeup = -1
+        self._previous_hook: Callable[[Any], object] = sys.unraisablehook
         self._tell_jax: Callable[[int], object] | None = None
         self._announced = threading.Event()
 
@@ -75,6 +78,7 @@ class GracefulShutdown:
         if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
             self._tell_jax = take_jax_handler() if count_processes() > 1 else None
             self._start_thread()
+            self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._hear_dropped
             for number in numbers:
                 is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
                 if not is_ignored:
@@ -85,6 +89,7 @@ class GracefulShutdown:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         if self._wakeup is not None:
+            sys.unraisablehook = self._previous_hook
             signal.set_wakeup_fd(self._previous_wakeup)
             self._wakeup[1].close()  # ends the thread
 
@@ -115,7 +120,8 @@ class GracefulShutdown:
         try:
             if self._received is not None:
                 raise StopRequested(self._received)
-            yield
+            with unwrap(StopRequested):
+                yield
         finally:
             self._may_raise = False
 
@@ -141,6 +147,14 @@ class GracefulShutdown:
         if self._may_raise:
             self._may_raise = False
             raise StopRequested(number)
+
+    def _hear_dropped(self, found: Any) -> None:
+        """A `sys.unraisablehook`: what the handler raises in a callback of the garbage collector is dropped there."""
+        if not isinstance(found.exc_value, StopRequested):
+            self._previous_hook(found)
+            return
+        self._may_raise = True
+        hear_again(found.exc_value.number)
 
     def _pass_on(self) -> None:
         """Let JAX tell the other processes, once."""

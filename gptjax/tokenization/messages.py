@@ -65,8 +65,9 @@ def find_plain(item: Any) -> Message | None:
     if not isinstance(item, dict) or len(item) != 2:
         return None
     role, content = (item["role"], item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
-    is_known = isinstance(role, str) and isinstance(content, str) and role in ROLE_NAMES
-    return Message(ROLE_NAMES[role], content) if is_known else None
+    if isinstance(role, str) and isinstance(content, str) and role in ROLE_NAMES:
+        return Message(ROLE_NAMES[role], content)
+    return None
 
 
 def _read_message(item: Any, *, where: str) -> Message:
