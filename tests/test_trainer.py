@@ -14,6 +14,7 @@ from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_sh
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.core.serialization import to_json
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards
 from gptjax.evaluation.training_evaluators import TextProtocol
@@ -26,7 +27,7 @@ from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW, Constant
 from gptjax.process.restarts import SUPERVISED_VARIABLE
 from gptjax.runs.data_check import make_data_check
-from gptjax.runs.refused_start import hold_run
+from gptjax.runs.refused_start import check_place, hold_run
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.run_lock import run_lock
 from gptjax.runs.trainer import train
@@ -220,6 +221,19 @@ def test_refused_start_removes_only_what_gptjax_has_written_in_it(tmp_path: Path
         assert left == (own if is_over else set()) | others
         assert is_over or others or not (tmp_path / "new").exists()
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
+
+
+def test_files_of_others_that_a_run_would_replace_are_refused(tmp_path: Path) -> None:
+    """An export has a config.json and its sums, a project perhaps a config.py."""
+    for name, content in {"config.json": '{"model_type": "gpt2"}', "config.py": "", "checksums.json": "{}"}.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=f"has no run, but {name}, which a run would replace"):
+            check_place(tmp_path)
+        (tmp_path / name).rename(tmp_path / f"{name}.old")
+    check_place(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_json(tiny_config(tmp_path))))
+    (tmp_path / "tokenizer.json").touch()
+    check_place(tmp_path)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,32 @@
 """A start that is refused leaves no half run behind."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
+from gptjax.checkpoints.integrity import list_passed_over, list_steps
 from gptjax.core.directory_identity import LOCK
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import SUMS_FILE
+from gptjax.core.files import read_text
 from gptjax.runs.reference import remove_unfinished
-from gptjax.runs.run_dir import CONFIG_FILE, REFERENCE, STARTED
+from gptjax.runs.run_dir import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    CONFIG_SOURCE,
+    CONSOLE_LOG,
+    ENVIRONMENT,
+    METRICS,
+    REFERENCE,
+    STARTED,
+)
 from gptjax.runs.run_lock import run_lock
 from gptjax.sharding.distributed import wait_for_processes
+from gptjax.tokenization.tokenizer import SAVED_FILES
 
 
 @contextlib.contextmanager
@@ -39,6 +53,32 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
                 with contextlib.suppress(OSError):
                     _undo(directory, [name for name in STARTED if name not in before], made)
             raise
+
+
+def check_place(directory: Path) -> None:
+    """Raise a `UserError` for a directory without a run whose files a run would replace, as an export's config.json."""
+    checkpoints = directory / CHECKPOINTS
+    if (
+        (directory / LOCK).exists()
+        or list_steps(checkpoints)
+        or list_passed_over(checkpoints)
+        or _has_config(directory)
+    ):
+        return
+    names = (CONFIG_FILE, CONFIG_SOURCE, SUMS_FILE, METRICS, CONSOLE_LOG, ENVIRONMENT, *SAVED_FILES)
+    if found := [name for name in names if (directory / name).is_file()]:
+        raise UserError(
+            f"{directory} has no run, but {', '.join(found)}, which a run would replace. Choose another --name or "
+            "--output-dir."
+        )
+
+
+def _has_config(directory: Path) -> bool:
+    """Whether the config there is of a run; exports have one of that name, too."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(read_text(directory / CONFIG_FILE))
+        return isinstance(content, dict) and {"output_dir", "batch_size"} <= content.keys()
+    return False
 
 
 def _undo(directory: Path, names: list[str], made: list[Path]) -> None:

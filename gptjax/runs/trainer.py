@@ -28,7 +28,7 @@ from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.data_check import make_data_check
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model
-from gptjax.runs.refused_start import hold_run
+from gptjax.runs.refused_start import check_place, hold_run
 from gptjax.runs.resume import Fingerprints, choose_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CHECKPOINTS, warn_of_changed_files, write_run_files
@@ -146,6 +146,7 @@ def _train(
 
 def _check_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> str | None:
     """Refuse what can be refused before anything is written or computed; returns the identity of the validation."""
+    check_place(config.directory)
     config.check_mesh(mesh)
     config.log.check()
     return startup.check_evaluators(config, tokenizer, mesh)
