@@ -11,7 +11,7 @@ from tiny import python
 
 from gptjax.process import process_end
 from gptjax.sharding.start_judge import SILENCE_SECONDS, Judge, Mark, Process
-from gptjax.sharding.start_marker import StartMarker, find_start
+from gptjax.sharding.start_marker import TWIN_BEATS, StartMarker, find_start
 
 PLACE = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3"}
 
@@ -109,6 +109,21 @@ def test_markers_leave_nothing_behind(start_of, tmp_path: Path):
     lone = start_of(0)
     assert lone.find_failure() is None
     lone.announce_end(2, "refused", seconds=0.0)
+
+
+def test_number_that_came_twice_is_told_to_both(start_of, tmp_path: Path):
+    twins = start_of(1), start_of(1)
+    for _ in range(TWIN_BEATS + 1):
+        for twin in twins:
+            twin._exchange()
+    for twin in twins:
+        failure = twin.find_failure()
+        assert failure is not None
+        assert failure.message.startswith("another process has come as process 1 of 3, too.")
+        assert failure.status == 2
+    for twin in twins:
+        twin.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_process_of_this_machine_is_looked_up():

@@ -22,6 +22,7 @@ from jax._src import distributed  # its place is in no public module
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import REQUEUE_STATUS
 from gptjax.process.process_end import end_process
+from gptjax.sharding.start_judge import describe_twin
 from gptjax.sharding.start_marker import StartMarker
 
 LOOK_SECONDS = 1.0
@@ -121,7 +122,7 @@ class JoinWatch:
         )
         if _IS_TWICE in said:
             who = f"process {distributed.global_state.process_id} of {total}"
-            return f"another process has come as {who}, too. Give each its own JAX_PROCESS_ID, from 0 on.", 2
+            return describe_twin(who), 2
         missing = describe_missing(said)
         status = REQUEUE_STATUS if self._resumes else 2
         if not self._is_first and not came and not missing:

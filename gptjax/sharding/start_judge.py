@@ -23,6 +23,10 @@ _REPEATED = (1, 2)
 """Statuses of faults that stay. After any other a scheduler should start all again."""
 
 
+def describe_twin(who: str) -> str:
+    return f"another process has come as {who}, too. Give each its own JAX_PROCESS_ID, from 0 on."
+
+
 class Process(NamedTuple):
     """What tells a process from all others: its machine and namespace, its number, and when it began."""
 

@@ -24,7 +24,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.process.early_exit import set_early_announcement
 from gptjax.process.process_end import PRINT_SECONDS, end_process, set_peers
-from gptjax.sharding.start_judge import Failure, Judge, Mark
+from gptjax.sharding.start_judge import Failure, Judge, Mark, describe_twin
 
 PREFIX = ".start-"
 ABANDONED_SECONDS = 3600
@@ -33,6 +33,7 @@ LATE_SECONDS = 10.0
 """One that is refused waits so long for others that begin a little later, to tell them why."""
 TELL_SECONDS = 60.0
 """The same for those that have begun. They read it once they wait."""
+TWIN_BEATS = 3
 _JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
 
@@ -92,7 +93,7 @@ class StartMarker:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._failure: Failure | None = None
-        self._waits = False
+        self._waits, self._twin_beats = False, 0
 
     @classmethod
     def begin(cls, words: Sequence[str]) -> "StartMarker | None":
@@ -121,6 +122,8 @@ class StartMarker:
     def end_for(self, failure: Failure) -> None:
         """End this process, too."""
         mark = self._read().get(failure.index)
+        if failure.index == self.start.index:
+            end_process(failure.message, status=failure.status)
         self._content["cause"] = [failure.index, "" if mark is None else mark.id]
         end_process(f"{failure.message}\nResume with, on all: {self.command}", status=failure.status)
 
@@ -171,12 +174,23 @@ class StartMarker:
         with self._lock, contextlib.suppress(OSError):
             if not self._closed.is_set():
                 self._content["beat"] += 1
+                self._find_twin()
                 self._write()
                 own = (self.start.directory / str(self.start.index)).stat().st_mtime
                 marks = self._read()
                 self._content["made"] = max(mark.made for mark in marks.values())  # the last one removes them
                 failure = self._judge.look(marks, now=time.monotonic(), own_time=own)
                 self._failure = self._failure or failure
+
+    def _find_twin(self) -> None:
+        """Another process that has the number of this one writes into the same file, too."""
+        mark = self._read().get(self.start.index)
+        if self._content["beat"] > 1 and mark is not None and mark.id != self._id:
+            self._twin_beats += 1
+            self._content["made"] = max(self._content["made"], mark.made)
+        if self._twin_beats >= TWIN_BEATS and self._failure is None:
+            who = f"process {self.start.index} of {self.start.count}"
+            self._failure = Failure(self.start.index, describe_twin(who), 2)
 
     def _write(self) -> None:
         """Renew the marker by a rename, after which a network file system looks into the directory anew."""
@@ -201,6 +215,6 @@ class StartMarker:
         """Remove the markers of other starts, all of whose processes were killed."""
         with contextlib.suppress(OSError):
             now = self.start.directory.stat().st_mtime
-            for path in self.start.directory.parent.glob(f"{PREFIX}*"):
+            for path in self.start.directory.parent.glob(PREFIX + 12 * "[0-9a-f]"):
                 if now - path.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
