@@ -31,7 +31,7 @@ def test_replace_directory_shows_it_when_complete(tmp_path):
     fill_and_stop(out, resumable=False)
     assert not list(tmp_path.iterdir())
     fill_and_stop(out, resumable=True)
-    with pytest.raises(OSError, match="No space left on device: .*out'$"), replace_directory(out):
+    with pytest.raises(OSError, match=r"No space left on device: .*out'$"), replace_directory(out):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with replace_directory(out) as directory:
         assert directory == partial
