@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -131,6 +132,18 @@ def test_signals_of_the_environment_reach_the_child(monkeypatch: pytest.MonkeyPa
     assert restarts._list_signals() == [*restarts._SIGNALS, signal.SIGXFSZ, signal.SIGQUIT]
     monkeypatch.setenv("GPTJAX_STOP_SIGNALS", "NONE")  # the child reports it
     assert restarts._list_signals() == [*restarts._SIGNALS, signal.SIGQUIT]
+
+
+def test_child_whose_parent_was_killed_during_its_imports_ends(monkeypatch: pytest.MonkeyPatch):
+    sent: list[int] = []
+    monkeypatch.setenv(restarts.SUPERVISED_VARIABLE, "1.0")
+    monkeypatch.setattr(restarts, "ctypes", MagicMock())  # this process keeps its own parent
+    monkeypatch.setattr(restarts.signal, "raise_signal", sent.append)
+    restarts.follow_parent()
+    assert sent == []
+    monkeypatch.setattr(restarts, "_PARENT", -1)
+    restarts.follow_parent()
+    assert sent == ([signal.SIGTERM] if sys.platform == "linux" else [])
 
 
 @pytest.mark.slow

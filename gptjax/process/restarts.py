@@ -16,6 +16,8 @@ SUPERVISED_VARIABLE = "GPTJAX_SUPERVISED"
 """In the child: the time, by `time.monotonic`, at which its parent began."""
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5.0, 60.0
 """For one process, and for several: the others must have noticed that one is gone, and have ended."""
+_PARENT = os.getppid()
+"""As this process begins. After the parent's end it is another one."""
 _LOOK_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -38,6 +40,8 @@ def follow_parent() -> None:
     """In the child: be sent SIGTERM when the parent is killed. Linux only."""
     if is_supervised() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != _PARENT:  # it was killed before
+            signal.raise_signal(signal.SIGTERM)
 
 
 def should_restart(status: int, *, was_asked: bool) -> bool:
