@@ -76,7 +76,8 @@ def test_start_is_known_before_a_config_is_read():
     assert starts[0] == starts[1] != starts[2]
     assert starts[0] is not None
     assert starts[0].directory.parent == Path.cwd() / "runs"
-    for wrong in ({}, PLACE, PLACE | {"JAX_PROCESS_ID": "3"}, {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "3"}):
+    many = PLACE | {"JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "257"}
+    for wrong in ({}, many, PLACE, PLACE | {"JAX_PROCESS_ID": "3"}, {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "3"}):
         assert find_start([], wrong) is None
     assert find_start(["--output-dir=gs://a"], PLACE | {"JAX_PROCESS_ID": "2"}) is None
 

@@ -34,6 +34,8 @@ LATE_SECONDS = 10.0
 TELL_SECONDS = 60.0
 """The same for those that have begun. They read it once they wait."""
 TWIN_BEATS = 3
+MOST = 256
+"""More processes leave no markers: they would read each other's faster than a shared file system gives them."""
 _JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
 
@@ -48,7 +50,7 @@ class Start:
 
 
 def find_start(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> Start | None:
-    """The start that the environment describes; None for a single process, or where only JAX finds out.
+    """The start that the environment describes; None for one process, more than `MOST`, or where only JAX knows.
 
     The directory lies where runs are written: `--output-dir`, else the default. A config is not read, for it may be
     what is refused. Its name comes from the address and the job, so that starts do not meet.
@@ -56,7 +58,9 @@ def find_start(words: Sequence[str], environment: Mapping[str, str] = os.environ
     index = environment.get("JAX_PROCESS_ID", environment.get("SLURM_PROCID", ""))
     count = environment.get("JAX_NUM_PROCESSES", environment.get("SLURM_NTASKS", ""))
     place = [environment.get(name, "") for name in _PLACE]
-    if not (index.isdecimal() and count.isdecimal() and any(place) and int(index) < int(count) > 1):
+    if not (index.isdecimal() and count.isdecimal() and any(place) and int(index) < int(count)):
+        return None
+    if not 1 < int(count) <= MOST:
         return None
     output = "runs"
     for word, following in zip(words, [*words[1:], ""], strict=False):
