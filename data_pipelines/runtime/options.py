@@ -96,7 +96,7 @@ class ShardOptions:
 
 
 def find_model(tokenizer: str | None) -> Path | None:
-    """The directory of the model whose tokenizer is named: a run, or weights with a config.json; None if it has none."""
+    """The directory of the model whose tokenizer is named: a run, or saved weights; None if it has none."""
     if not tokenizer or not expand_path(tokenizer).exists():
         return None
     directory = find_tokenizer_directory(tokenizer)
