@@ -190,6 +190,9 @@ SIMPLE = {"prompt": USER.content, "completion": ANSWER.content}
         ({"a": {"System": SYSTEM.content, "b": SAID}}, "a.b.messages:messages"),
         ({"in": {"q": USER.content, "system": SYSTEM.content}, "out": ANSWER.content}, "in.q:prompt,out:completion"),
         ({"data": {"system": "T"}, "system": SYSTEM.content, **SAID}, "data.messages:messages"),
+        ({"d": {"system": SYSTEM.content, **SAID}, "system": " "}, "d.messages:messages"),
+        ({"d": {"system": SYSTEM.content, "e": {"system": "", **SAID}}, "System": None}, "d.e.messages:messages"),
+        ({"d": {"system": f"{SYSTEM.content}\n", **SAID}, "system": SYSTEM.content}, "d.messages:messages"),
         ({"in": {"system": "T", **SIMPLE}, "system": SYSTEM.content}, "in.prompt:prompt,in.completion:completion"),
     ],
 )

@@ -66,7 +66,11 @@ def test_safe_console_survives_what_cannot_be_printed(tmp_path: Path, monkeypatc
             drop_console_log()
             print("after it")
         assert log.exists() == is_left
-    assert (tmp_path / "console.log").read_text() == "before the directory is known →\nж\n"
+    with (tmp_path / "console.log").open("a") as file, safe_console():  # as by `>> console.log`
+        sys.stdout.redirect(file)  # pyright: ignore[reportAttributeAccessIssue]
+        keep_console_log(tmp_path / "console.log")
+        print("once")
+    assert (tmp_path / "console.log").read_text() == "before the directory is known →\nж\nonce\n"
 
 
 def test_safe_stream_writes_to_the_terminal_before_the_log(monkeypatch: pytest.MonkeyPatch):

@@ -253,7 +253,7 @@ def test_verify_finds_what_lies_below_a_directory(run: Path, tmp_path: Path, cap
     shards = write_text_shards(tmp_path / "data/shards")
     tokenizer().save(export := run / "hf")
     sum_directory(export)
-    for name in ("notes.txt", "package/checkpoints/module.py", "package/manifest.json"):
+    for name in ("notes.txt", "package/checkpoints/module.py", "package/manifest.json", ".start-0123456789ab/0"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     (tmp_path / "model.gguf").write_bytes(b"x")

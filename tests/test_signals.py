@@ -77,6 +77,10 @@ def test_stop_that_a_library_drops_or_wraps_is_a_stop():
             time.sleep(5)
     with pytest.raises(StopRequested), unwrap(StopRequested):
         raise ImportError from StopRequested(signal.SIGTERM)
+    lost = OSError("a save that fails on the way out")
+    lost.__context__ = StopRequested(signal.SIGTERM)
+    with pytest.raises(OSError, match="a save that fails"), unwrap(StopRequested):
+        raise lost
 
 
 def test_signal_cuts_an_evaluation_short_and_nothing_else():

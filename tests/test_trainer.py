@@ -230,6 +230,7 @@ def test_files_of_others_that_a_run_would_replace_are_refused(tmp_path: Path) ->
         with pytest.raises(UserError, match=f"has no run, but {name}, which a run would replace"):
             check_place(tmp_path)
         (tmp_path / name).rename(tmp_path / f"{name}.old")
+    (tmp_path / "console.log").touch()  # by `tee`, and only added to
     check_place(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(to_json(tiny_config(tmp_path))))
     (tmp_path / "tokenizer.json").touch()

@@ -42,7 +42,8 @@ def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[s
     `renamed` is from the name in the file, or from the path of a field inside another, to the name here. It takes the
     place of a field of that name; of several for one name, the first that the record has. Others get the name in
     `known` that differs from theirs in capitals and blanks only. Known fields beside one that is inside another, such
-    as a `system` beside messages, become fields of the record. Raises `UserError` for a path through a list of objects.
+    as a `system` beside messages, become fields of the record, unless it has a text of its own there. Raises
+    `UserError` for a path through a list of objects.
     """
     if not isinstance(record, dict):
         return record
@@ -68,20 +69,31 @@ def _move_fields(
     beside: dict[str, Any] = {}
     for holder in (holder for steps in found.values() for holder, _ in reversed(steps[1:])):
         for key, value in holder.items():
-            if plain_name(key) in known and value is not None and (id(holder), key) not in used:
-                beside.setdefault(plain_name(key), value)
+            plain = plain_name(key)
+            if plain in known and value is not None and (id(holder), key) not in used and _is_blank(beside.get(plain)):
+                beside[plain] = value
     kept = {key: value for key, value in record.items() if (id(record), key) not in used}
+    kept = {key: value for key, value in kept.items() if plain_name(key) not in beside or not _is_blank(value)}
     given = {new: holder[key] for old, new in reversed([*renamed.items()]) for holder, key in found.get(old, ())[-1:]}
     return beside | kept | given
 
 
 def list_hidden(record: Any, renamed: Mapping[str, str], *, where: str) -> set[str]:
-    """Fields of objects on the paths in `renamed` that the record itself has, too, so that its own are read."""
+    """Fields of objects on the paths in `renamed` of which the record itself has others, so that its own are read."""
     paths = [name for name in renamed if isinstance(record, dict) and name not in record and "." in name]
     steps = [_find_steps(record, name, where=where) for name in paths]
-    own = {plain_name(key): value for key, value in record.items() if value is not None} if steps else {}
+    own = {plain_name(key): _strip(value) for key, value in record.items() if not _is_blank(value)} if steps else {}
     beside = [(plain_name(key), value) for each in steps for holder, _ in each[1:] for key, value in holder.items()]
-    return {key for key, value in beside if value is not None and own.get(key, value) != value}
+    return {key for key, value in beside if not _is_blank(value) and own.get(key, _strip(value)) != _strip(value)}
+
+
+def _strip(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a value is nothing, or a text without a character to read."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _find_steps(record: dict[str, Any], name: str, *, where: str) -> list[tuple[dict[str, Any], str]]:

@@ -57,14 +57,18 @@ class ConsoleLog:
 
     def __init__(self) -> None:
         self._file: Any = None
-        self._begin = 0
+        self._begin, self._is_new = 0, False
         self._pending: list[str] = []
         self._length = 0
         self._after_bar = False
 
     def open(self, path: Path) -> None:
-        """Append to this file from now on. A file that cannot be written is left."""
+        """Append to this file from now on. A file that cannot be written is left, and so is one that is stdout."""
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno())):
+                return
         with contextlib.suppress(OSError):
+            self._is_new = not path.exists()
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
             self._begin = self._file.tell()
         pending, self._pending = self._pending, []
@@ -90,7 +94,7 @@ class ConsoleLog:
         if self._file is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._file.truncate(self._begin)
-                if self._begin == 0:
+                if self._is_new:
                     Path(self._file.name).unlink()
             self.close()
 

@@ -12,19 +12,21 @@ _SOON_SECONDS = 0.01
 def unwrap(kind: type[BaseException]) -> Iterator[None]:
     """Inside the block an error that was made of one of this kind is that one again.
 
-    A native module whose import a signal ends raises an `ImportError` of what the signal's handler has raised.
+    A native module whose import a signal ends raises an `ImportError` of what the signal's handler has raised. Any
+    other error that only follows it, as of a save that fails on the way out, stays: something is lost.
     """
     try:
         yield
     except Exception as error:
-        for found in _list_causes(error):
+        for made in (error, *_list_causes(error)):
+            found = made.__cause__ or (made.__context__ if isinstance(made, ImportError) else None)
             if isinstance(found, kind):
                 raise found from None
         raise
 
 
 def _list_causes(error: BaseException) -> list[BaseException]:
-    """What an error was made of, one after another."""
+    """What an error was made of or has followed, one after another."""
     causes = list[BaseException]()
     while (cause := error.__cause__ or error.__context__) is not None and cause not in causes:
         causes.append(error := cause)

@@ -35,7 +35,7 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
     """Hold the right to write to a run directory, and leave it as it was if the start is refused.
 
     The block gets a function to call where the start is over: from then on nothing is removed. Until then a `UserError`
-    removes the words of this start from the console log, which would be newer than the run's sums. It removes what
+    removes the words of this start from the run's console log, which would be newer than its sums. It removes what
     gptjax has written into a directory that had no run, and nothing else. So a stored reference stays, which took long.
     """
     is_over = False
@@ -51,15 +51,20 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
             yield end_start
         except UserError:
             if jax.process_index() == 0 and not is_over:
-                drop_console_log()
-                if CONFIG_FILE not in before:
+                has_run = CONFIG_FILE in before
+                if has_run or CONSOLE_LOG not in before:  # else it is of `tee` or a scheduler, which go on writing
+                    drop_console_log()
+                if not has_run:
                     with contextlib.suppress(OSError):
                         _undo(directory, [name for name in STARTED if name not in before], made)
             raise
 
 
 def check_place(directory: Path) -> None:
-    """Raise a `UserError` for a directory without a run whose files a run would replace, as an export's config.json."""
+    """Raise a `UserError` for a directory without a run whose files a run would replace, as an export's config.json.
+
+    The console log is only added to, and `tee` or a scheduler may have opened one.
+    """
     checkpoints = directory / CHECKPOINTS
     if (
         (directory / LOCK).exists()
@@ -68,7 +73,7 @@ def check_place(directory: Path) -> None:
         or _has_config(directory)
     ):
         return
-    names = (CONFIG_FILE, CONFIG_SOURCE, SUMS_FILE, METRICS, CONSOLE_LOG, ENVIRONMENT, *SAVED_FILES)
+    names = (CONFIG_FILE, CONFIG_SOURCE, SUMS_FILE, METRICS, ENVIRONMENT, *SAVED_FILES)
     if found := [name for name in names if (directory / name).is_file()]:
         raise UserError(
             f"{directory} has no run, but {', '.join(found)}, which a run would replace. Choose another --name or "

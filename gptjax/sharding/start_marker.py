@@ -26,7 +26,9 @@ from gptjax.process.early_exit import set_early_announcement
 from gptjax.process.process_end import PRINT_SECONDS, end_process, set_peers
 from gptjax.sharding.start_judge import Failure, Judge, Mark, describe_twin
 
-PREFIX = ".start-"
+_PREFIX = ".start-"
+DIRECTORIES = _PREFIX + 12 * "[0-9a-f]"
+"""The pattern of the names of directories of markers."""
 ABANDONED_SECONDS = 3600
 """A directory of markers in which nobody wrote for so long is removed by the next start."""
 LATE_SECONDS = 10.0
@@ -72,7 +74,7 @@ def find_start(words: Sequence[str], environment: Mapping[str, str] = os.environ
         directory = expand_path(output).absolute()
     except (UserError, OSError):
         return None
-    return Start(directory / f"{PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:12]}", int(index), int(count))
+    return Start(directory / f"{_PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:12]}", int(index), int(count))
 
 
 class StartMarker:
@@ -219,6 +221,6 @@ class StartMarker:
         """Remove the markers of other starts, all of whose processes were killed."""
         with contextlib.suppress(OSError):
             now = self.start.directory.stat().st_mtime
-            for path in self.start.directory.parent.glob(PREFIX + 12 * "[0-9a-f]"):
+            for path in self.start.directory.parent.glob(DIRECTORIES):
                 if now - path.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
