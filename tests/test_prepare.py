@@ -181,12 +181,12 @@ def test_prepare_notes_a_split_of_few_tokens(tmp_path, capsys):
     counts = read_manifest(tmp_path / "out").splits
     assert (counts["train"].tokens, counts["val"].tokens) == (2504, 3)
     printed = capsys.readouterr().out
-    assert "note: val has only 3 tokens: no row for a longer context" in printed
+    assert "note: val has only 3 tokens: a model with model.context_length above 2 gets no row of it. " in printed
     assert "such as --split=tail:0.05." in printed
     assert "train has only" not in printed
 
 
-@pytest.mark.parametrize(("size", "note"), [(1023, "no row for a longer"), (1024, "says little"), (10_000, None)])
+@pytest.mark.parametrize(("size", "note"), [(1023, "above 1022 gets no row"), (1024, "says little"), (10_000, None)])
 def test_prepare_notes_a_validation_of_few_tokens(tmp_path, capsys, size, note):
     write_files(tmp_path / "source", ["a" * 20_000])
     write_files(tmp_path / "val", ["b" * size])
@@ -306,6 +306,23 @@ def test_single_text_is_split_and_its_beginning_learned_from(tmp_path, capsys):
     assert read_text(tmp_path / "out", "val") == "<|endoftext|>" + text[cut:]
     alone = train_tokenizer(TrainTokenizer(source=str(tmp_path / "book.txt"), vocab_size=300, output=tmp_path / "tok"))
     assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
+
+
+def test_small_files_of_many_documents_keep_a_tenth_by_default(tmp_path, capsys):
+    """Equal for the tokenizer that is learned; one long document of them changes nothing."""
+    texts = make_texts(200)
+    source = write_jsonl(tmp_path / "x.jsonl", texts)
+    manifest = run(source, tmp_path / "out", "bpe:300")
+    assert manifest.request["split"] == "hash:0.1"
+    assert 10 <= manifest.splits["val"].documents <= 40
+    alone = train_tokenizer(TrainTokenizer(source=str(source), vocab_size=300, output=tmp_path / "tok"))
+    assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
+    run(source, tmp_path / "former", "bytes", split="hash:0.005")
+    capsys.readouterr()
+    run(source, tmp_path / "former", "bytes")
+    assert "already prepared by the same request" in capsys.readouterr().out, "by the default of before"
+    uneven = write_jsonl(tmp_path / "uneven.jsonl", ["a" * 9 * sum(map(len, texts)), *texts])
+    assert run(uneven, tmp_path / "uneven", "bytes").request["split"] == "hash:0.005"
 
 
 def test_split_without_text_is_refused(tmp_path):
