@@ -10,22 +10,19 @@ from typing import ClassVar, TypeVar
 from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
+from gptjax.data.fitting_flags import FittingFlags
 from gptjax.data.manifest import Counts, Manifest
 
 T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
-FEW_TOKENS = 100_000
-"""A model learns fewer tokens by heart in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
     """Options of every command that writes a directory of shards."""
 
-    train_flags: ClassVar[str]
-    """A config for such shards, as a command shows it."""
-    few_flags: ClassVar[str | None] = None
-    """The same for fewer than `FEW_TOKENS` tokens; None: for these, too, it is the one above."""
+    train_flags: ClassVar[FittingFlags]
+    """Configs for such shards, as a command shows them."""
     least_tokens: ClassVar[int] = 0
     """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
     source: str
@@ -68,7 +65,7 @@ class ShardOptions:
 
     def choose_flags(self, tokens: int) -> str:
         """The flags of a training command that suit so many tokens."""
-        return self.few_flags if self.few_flags and tokens < FEW_TOKENS else self.train_flags
+        return self.train_flags.choose(tokens)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -122,11 +119,11 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     if splits[name].tokens < options.least_tokens:
         if name == "val" and options.validation_source is None and tokens >= 20 * options.least_tokens:
             return (
-                f"next: the same command with --split=tail:0.1 --overwrite. {options.train_flags} reads "
+                f"next: the same command with --split=tail:0.1 --overwrite. {flags} reads "
                 f"{options.least_tokens} tokens at a time, and val has only {splits[name].tokens}."
             )
         return (
-            f"next: prepare more text. {options.train_flags} needs {options.least_tokens} tokens in each split, and "
+            f"next: prepare more text. {flags} needs {options.least_tokens} tokens in each split, and "
             f"{name} has {splits[name].tokens}."
         )
     return f"next: python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"
