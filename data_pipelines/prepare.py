@@ -20,6 +20,7 @@ request again finds it and stops. After a kill the same command continues, to th
 
 import contextlib
 import re
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text, parse_separator
 from data_pipelines.readers.sources import count_local_bytes, has_text_files, open_source
 from data_pipelines.recipes import RECIPES
-from data_pipelines.runtime.options import ShardOptions, require_at_least, run_command
+from data_pipelines.runtime.options import ShardOptions, find_model, require_at_least, run_command
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
 from gptjax.data.fitting_flags import TEXT_FLAGS, FittingFlags
@@ -85,6 +86,12 @@ class Prepare(ShardOptions):
         super().__post_init__()
         require_at_least(1, processes=self.processes)
         parse_separator(self.separator)
+
+    def choose_flags(self, tokens: int) -> str:
+        """Where the tokenizer is that of a model, the model is trained on, at the rate of fine-tuning."""
+        if (model := find_model(self.tokenizer)) is None:
+            return super().choose_flags(tokens)
+        return f"--config=own_finetune_cpu --init-from={shlex.quote(str(model))}"
 
     def make_context(self) -> ReadContext:
         """How the source is read."""

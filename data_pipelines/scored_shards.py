@@ -25,7 +25,7 @@ from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.fields import parse_renaming
 from data_pipelines.readers.record_sources import RecordSource, open_records
 from data_pipelines.readers.records import BLOCK_BYTES
-from data_pipelines.runtime.options import ShardOptions, require_at_least
+from data_pipelines.runtime.options import ShardOptions, find_model, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.split_specs import INSTEAD
 from gptjax.core.errors import UserError, count_of
@@ -96,11 +96,9 @@ class PrepareScored(ShardOptions):
         return tokenizer if directory is None else with_jinja(tokenizer, read_jinja_template(directory))
 
     def choose_flags(self, tokens: int) -> str:
-        """Where the tokenizer is that of a run, the run is named, too."""
-        flags, directory = super().choose_flags(tokens), find_tokenizer_directory(self.tokenizer)
-        if directory is None or not (directory / "checkpoints").is_dir():
-            return flags
-        return flags.replace("--init-from=RUN", f"--init-from={shlex.quote(str(directory))}")
+        """Where the tokenizer is that of a model, the model is named, too."""
+        flags, model = super().choose_flags(tokens), find_model(self.tokenizer)
+        return flags if model is None else flags.replace("=RUN", f"={shlex.quote(str(model))}")
 
     @property
     def effective_split(self) -> str:

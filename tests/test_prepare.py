@@ -201,6 +201,13 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     splits = {"train": Counts(documents=1, tokens=500, bytes=500), "val": Counts(documents=1, tokens=257, bytes=257)}
     assert suggest_next(options, splits).endswith(f"--config=own_text_cpu --data.path='{tmp_path}/my data'")
     assert suggest_next(options, {"train": splits["train"]}).endswith(f"own_text_cpu --data.path='{tmp_path}/my data'")
+    (tmp_path / "my hf").mkdir()
+    of_tokenizer = replace(options, tokenizer=str(tmp_path / "my hf"))
+    (tmp_path / "my hf/config.json").write_text("{}")
+    assert "--config=own_text_cpu --data" in suggest_next(of_tokenizer, splits), "it has no weights"
+    (tmp_path / "my hf/model.safetensors").touch()
+    of_model = f"--config=own_finetune_cpu --init-from='{tmp_path}/my hf' --data.path="
+    assert of_model in suggest_next(of_tokenizer, splits)
     few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)

@@ -214,7 +214,7 @@ def test_data_without_a_validation_split_are_refused_or_trained_on_without_it(
     assert "note: ValidationLoss is skipped: the data has no validation split" in capsys.readouterr().out
     with pytest.raises(UserError, match="patience 5 would never end"):
         open_evaluators(replace(without, patience=5), None, SINGLE)
-    for name in ("own_text_cpu", "own_chats_cpu", "own_pairs_cpu"):
+    for name in ("own_text_cpu", "own_finetune_cpu", "own_chats_cpu", "own_pairs_cpu"):
         assert not load_config(name).require_validation
         assert any(isinstance(one, ValidationLoss) for one in load_config(name).evaluators)
 

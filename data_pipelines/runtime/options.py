@@ -10,8 +10,10 @@ from typing import ClassVar, TypeVar
 from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
+from gptjax.core.files import expand_path
 from gptjax.data.fitting_flags import FittingFlags
 from gptjax.data.manifest import Counts, Manifest
+from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
@@ -90,6 +92,17 @@ class ShardOptions:
                 raise UserError(f"source {source}: holds no {what}. {notes}".strip())
 
 
+def find_model(tokenizer: str | None) -> Path | None:
+    """The directory of the model whose tokenizer is named: a run, or saved weights; None if it has none."""
+    if not tokenizer or not expand_path(tokenizer).exists():
+        return None
+    directory = find_tokenizer_directory(tokenizer)
+    if directory is None:
+        return None
+    is_saved = (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
+    return directory if is_saved or (directory / "checkpoints").is_dir() else None
+
+
 def require_at_least(minimum: int, **options: int | None) -> None:
     """Raise `UserError` for the first option below `minimum`; None is an option that is not given."""
     for name, value in options.items():
@@ -115,15 +128,16 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     flags = options.choose_flags(tokens)
     if "val" not in splits and not flags.startswith("--config=own_"):  # those of that name take what there is
         flags += " --no-require-validation"
+    config = flags.partition(" ")[0]
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:
         if name == "val" and options.validation_source is None and tokens >= 20 * options.least_tokens:
             return (
-                f"next: the same command with --split=tail:0.1 --overwrite. {flags} reads "
+                f"next: the same command with --split=tail:0.1 --overwrite. {config} reads "
                 f"{options.least_tokens} tokens at a time, and val has only {splits[name].tokens}."
             )
         return (
-            f"next: prepare more text. {flags} needs {options.least_tokens} tokens in each split, and "
+            f"next: prepare more text. {config} needs {options.least_tokens} tokens in each split, and "
             f"{name} has {splits[name].tokens}."
         )
     return f"next: python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"

@@ -34,7 +34,7 @@ COVERED |= {"shakespeare_modern_cpu", "modern_cpu"}
 `modern_cpu` is `speedrun_162m` without its U-Net and its softcap, tied and unrolled.
 """
 COVERED |= {"chat_cpu_sft", "chat_cpu_dpo", "modern_253m_sft", "modern_253m_dpo", "nanochat_d12_sft", "distil_gpt2"}
-COVERED |= {"own_chats_cpu", "own_pairs_cpu"}
+COVERED |= {"own_finetune_cpu", "own_chats_cpu", "own_pairs_cpu"}
 """Other objectives, trained from weights (`test_post_training_recipes.py`)."""
 RECIPES = [name for name in NAMES if name not in COVERED]
 SINGLE, DATA, FSDP, ALL_AXES = (
