@@ -77,6 +77,7 @@ def save_steps(
     """Save one and the same state under several steps, and return it."""
     state = make_state()
     with CheckpointManager(directory, config) as checkpoints:
+        checkpoints.clear()
         for step in steps:
             checkpoints.save(step, state, metadata={"seen": step * 8}, best_value=(losses or {}).get(step))
     return state

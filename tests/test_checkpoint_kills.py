@@ -28,6 +28,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 def save_forever(directory, embed_dim):
     abstract = make_abstract_state(config=replace(CONFIG, embed_dim=embed_dim))
     with CheckpointManager(directory, CheckpointConfig(keep=2)) as checkpoints:
+        checkpoints.clear()
         first = checkpoints.latest or 0
         for step in range(first + 1, first + 10_000):
             fill = lambda leaf: jax.device_put(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
@@ -80,6 +81,7 @@ def kill_repeatedly(directory: Path, kills: int, *, embed_dim: int, max_delay: f
 def check_directory(directory: Path, abstract: TrainState) -> int:
     """Assert that every step restores completely and that nothing else is left; return the latest step."""
     with CheckpointManager(directory, CheckpointConfig()) as checkpoints:
+        checkpoints.clear()
         for step in checkpoints.steps:
             for name, array in flatten_by_name(checkpoints.restore(abstract, step)).items():
                 assert (np.asarray(array) == step).all(), (step, name)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from gptjax.metrics.console import format_columns, format_duration
-from gptjax.process.console import ConsoleLog, SafeStream, keep_console_log, print_once, safe_console
+from gptjax.process.console import ConsoleLog, SafeStream, drop_console_log, keep_console_log, print_once, safe_console
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,14 @@ def test_safe_console_survives_what_cannot_be_printed(tmp_path: Path, monkeypatc
         print("\x1b[2K a bar")
         print("ж")
     assert raw.getvalue() == b"before the directory is known \\u2192\n\x1b[2K a bar\n\\u0436\n"
+    assert (tmp_path / "console.log").read_text() == "before the directory is known →\nж\n"
+    for log, is_left in ((tmp_path / "console.log", True), (tmp_path / "new.log", False)):
+        with safe_console():
+            keep_console_log(log)
+            print("of a refused start")
+            drop_console_log()
+            print("after it")
+        assert log.exists() == is_left
     assert (tmp_path / "console.log").read_text() == "before the directory is known →\nж\n"
 
 

@@ -93,7 +93,7 @@ class CheckpointManager:
     def __init__(
         self, directory: Path, config: CheckpointConfig, *, list_logs: Callable[[], Iterable[Path]] = tuple
     ) -> None:
-        """Open the directory and clear what a killed process left behind. All processes must call this.
+        """Open the directory. All processes must call this, and `clear` before the first save.
 
         `list_logs` finds the run's files to which lines are only added. What they hold at a save reaches the disk
         before the checkpoint counts.
@@ -106,15 +106,19 @@ class CheckpointManager:
         if jax.process_index() == 0:
             make_directories(self._directory)
             self._run = DirectoryIdentity.read(self._directory.parent)
-            clear_unfinished(self._directory)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints cleared")
         self._config = config
         self._checkpointer = JointCheckpointer()
         self._background = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self._attempts: Counter[int] = Counter()
         """How often each step was tried to save; the same in all processes."""
+
+    def clear(self) -> None:
+        """Clear what a killed process left behind, and set incomplete steps aside. All processes must call this."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints read")  # nothing moves while others read
+        if jax.process_index() == 0:
+            clear_unfinished(self._directory)
 
     def __enter__(self) -> "CheckpointManager":
         return self

@@ -57,6 +57,7 @@ class ConsoleLog:
 
     def __init__(self) -> None:
         self._file: Any = None
+        self._begin = 0
         self._pending: list[str] = []
         self._length = 0
         self._after_bar = False
@@ -65,6 +66,7 @@ class ConsoleLog:
         """Append to this file from now on. A file that cannot be written is left."""
         with contextlib.suppress(OSError):
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+            self._begin = self._file.tell()
         pending, self._pending = self._pending, []
         for text in pending:
             self.write(text)
@@ -82,6 +84,15 @@ class ConsoleLog:
         with contextlib.suppress(OSError, ValueError):
             self._file.write(text)
             self._file.flush()
+
+    def drop(self) -> None:
+        """Remove from the file what was written to it, and write no more."""
+        if self._file is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._file.truncate(self._begin)
+                if self._begin == 0:
+                    Path(self._file.name).unlink()
+            self.close()
 
     def close(self) -> None:
         if self._file is not None:
@@ -188,3 +199,9 @@ def keep_console_log(path: Path) -> None:
     """Append what is and was printed inside `safe_console` to this file; without that, do nothing."""
     if _log is not None:
         _log.open(path)
+
+
+def drop_console_log() -> None:
+    """Remove from the file of `keep_console_log` what this process has added, and add no more to it."""
+    if _log is not None:
+        _log.drop()

@@ -13,6 +13,7 @@ from gptjax.core.directory_identity import LOCK
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import SUMS_FILE
 from gptjax.core.files import read_text
+from gptjax.process.console import drop_console_log
 from gptjax.runs.reference import remove_unfinished
 from gptjax.runs.run_dir import (
     CHECKPOINTS,
@@ -34,8 +35,8 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
     """Hold the right to write to a run directory, and leave it as it was if the start is refused.
 
     The block gets a function to call where the start is over: from then on nothing is removed. Until then a `UserError`
-    removes what gptjax has written into a directory that had no run, and nothing else. So a stored reference stays,
-    which took long.
+    removes the words of this start from the console log, which would be newer than the run's sums. It removes what
+    gptjax has written into a directory that had no run, and nothing else. So a stored reference stays, which took long.
     """
     is_over = False
 
@@ -49,9 +50,11 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
         try:
             yield end_start
         except UserError:
-            if jax.process_index() == 0 and not is_over and CONFIG_FILE not in before:
-                with contextlib.suppress(OSError):
-                    _undo(directory, [name for name in STARTED if name not in before], made)
+            if jax.process_index() == 0 and not is_over:
+                drop_console_log()
+                if CONFIG_FILE not in before:
+                    with contextlib.suppress(OSError):
+                        _undo(directory, [name for name in STARTED if name not in before], made)
             raise
 
 

@@ -200,6 +200,7 @@ def choose_saved_run(
     """
     if (found := find_saved_run(config, modules)) is not None:
         check_same_run(config, found, fingerprints)
+    checkpoints.clear()
     back_to = config.resume if isinstance(config.resume, int) else None
     step = checkpoints.choose_step(back_to)
     config = config if back_to is None else replace(config, resume="auto")

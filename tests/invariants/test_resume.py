@@ -35,6 +35,7 @@ from gptjax.objectives.objective import SFT, NextToken, Objective, get_row_kind
 from gptjax.objectives.preference import DPO, IPO, ORPO, SimPO
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
+from gptjax.process.console import safe_console
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
@@ -171,11 +172,22 @@ def test_resume_refuses_and_names_a_change(
     assert "--resume=force" in str(error.value)
 
 
-def test_resume_refuses_fewer_steps_and_never(whole: TrainConfig):
-    with pytest.raises(UserError, match=r"step 10 already, beyond steps 9"):
-        train(replace(whole, steps=9))
-    with pytest.raises(UserError, match="resume is `never`"):
-        train(replace(whole, resume="never"))
+def test_resume_refuses_fewer_steps_and_never_and_leaves_the_run_as_it_was(whole: TrainConfig):
+    config = copy_run(whole, "refused")
+    (config.directory / "checkpoints/10/metadata/metadata").unlink()
+    (config.directory / "checkpoints/7.unfinished").mkdir()
+    (config.directory / "console.log").write_text("of the run\n")
+    before = {path: path.is_file() and path.read_bytes() for path in config.directory.rglob("*")}
+    for changed, message in (
+        (replace(config, steps=4), "step 5 already, beyond steps 4"),
+        (replace(config, resume="never"), "resume is `never`"),
+    ):
+        with safe_console(), pytest.raises(UserError, match=message):
+            train(changed)
+        left = {path: path.is_file() and path.read_bytes() for path in config.directory.rglob("*")}
+        assert {path: content for path, content in left.items() if path.name != ".lock"} == {
+            path: content for path, content in before.items() if path.name != ".lock"
+        }
 
 
 def copy_shards(config: TrainConfig, directory: Path) -> TokenShards:
