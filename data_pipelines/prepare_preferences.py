@@ -20,6 +20,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 """
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,8 +33,7 @@ from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
-from gptjax.data.manifest import Manifest
-from gptjax.data.preferences import KIND
+from gptjax.data.manifest import PREFERENCES, Manifest
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -49,6 +49,9 @@ class PreparePreferences(PrepareScored):
     few_flags: ClassVar[str | None] = "--config=own_pairs_cpu --init-from=RUN"
     as_turns: bool = False
     """Make turns of plain text: the prompt the user's message, the answers the assistant's."""
+
+    def suggest_flags(self, notes: Iterable[str]) -> str | None:
+        return "--as-turns" if any("--as-turns makes" in note for note in notes) else None
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
@@ -67,7 +70,7 @@ def _make_kind(request: PreparePreferences) -> tuple[ExampleKind, EncodePair]:
     encode, fields = EncodePair(tokenizer, request.renamed, request.as_turns), (*FIELDS, *list_columns(request.renamed))
     identity = {"as_turns": True} if request.as_turns else {}
     notes = note_added_tokens(given, tokenizer)
-    return ExampleKind(KIND, "pairs", tokenizer, encode, fields, notes, identity), encode
+    return ExampleKind(PREFERENCES, "pairs", tokenizer, encode, fields, notes, identity, "prompts"), encode
 
 
 def _add_chat_tokens(given: Tokenizer, request: PreparePreferences) -> Tokenizer:

@@ -76,8 +76,8 @@ class PrepareScored(ShardOptions):
     @functools.cached_property
     def sources(self) -> dict[str, RecordSource]:
         """The sources by the flag that names them."""
-        named = {"source": self.source, "validation_source": self.validation_source}
-        return {flag: open_records(spec) for flag, spec in named.items() if spec is not None}
+        other = None if self.validation_source is None else open_records(self.validation_source)
+        return {"source": open_records(self.source)} | ({} if other is None else {"validation_source": other})
 
     @contextlib.contextmanager
     def start_workers(self, limits: Limits) -> Iterator[Workers]:
@@ -123,9 +123,19 @@ class ExampleSplit:
     fields: tuple[str, ...]
     read_key: Callable[[Any, str], str]
 
-    @functools.cached_property
+    @property
     def rule(self) -> SplitRule:
-        """The rule that was asked for; where a hash would put all examples on one side, another hash.
+        """The rule that was asked for; where a hash would put all examples on one side, another hash."""
+        return self._choice[0]
+
+    @property
+    def different(self) -> int:
+        """The number of different keys, where another hash was chosen for want of them; else 0."""
+        return self._choice[1]
+
+    @functools.cached_property
+    def _choice(self) -> tuple[SplitRule, int]:
+        """The rule, and the number of different keys where it is not the one that was asked for.
 
         Keys are read until both sides have one, and not from a source of `LARGE_BYTES` or more. An answer that
         `--max-document-tokens` cuts off has a key, too: a tokenizer that is learned does not exist yet.
@@ -133,10 +143,12 @@ class ExampleSplit:
         rule = parse_split(self.request.effective_split)
         assert isinstance(rule, SplitRule)
         if not isinstance(rule, HashFraction) or self.request.sources["source"].size >= LARGE_BYTES:
-            return rule
+            return rule, 0
+        found = set[float]()
         with progress_line(f"choosing the split of {self.request.source}") as show:
             points = (rule.point(key.encode()) for key in self._iter_keys(show))
-            return rule.widen(points) or rule
+            wider = rule.widen(found.add(point) or point for point in points)
+        return (rule, 0) if wider is None else (wider, len(found))
 
     def _iter_keys(self, show: Callable[[str], None]) -> Iterator[str]:
         """The keys of examples; what is wrong with other records is told when they are encoded."""
@@ -213,8 +225,11 @@ def _write_shards(
                 journal.record(Progress(units, examples, states, notes))
             show(f"{examples:,} {kind.plural}")
     lines = [*(kind.notes if examples else ()), *notes.lines()]
-    if isinstance(rule := split.rule, HashFraction) and rule != parse_split(request.effective_split):
+    if isinstance(rule := split.rule, HashFraction) and split.different:
         few = f"{count_of(examples, kind.plural)}, too few for {request.effective_split}"
+        if split.different < examples:
+            different = count_of(split.different, f"different {kind.keys}")
+            few = f"{count_of(examples, kind.plural)} have {different}, too few for {request.effective_split}"
         lines.append(f"{few}: {INSTEAD.format(f'hash:{rule.fraction}')}")
     counts = {name: writer.counts for name, writer in writers.items()}
     if request.max_document_tokens is not None and request.validation_source is None:

@@ -181,12 +181,12 @@ def test_prepare_notes_a_split_of_few_tokens(tmp_path, capsys):
     counts = read_manifest(tmp_path / "out").splits
     assert (counts["train"].tokens, counts["val"].tokens) == (2504, 3)
     printed = capsys.readouterr().out
-    assert "note: val has only 3 tokens: no row for a longer context" in printed
+    assert "note: val has only 3 tokens: a model with model.context_length above 2 gets no row of it. " in printed
     assert "such as --split=tail:0.05." in printed
     assert "train has only" not in printed
 
 
-@pytest.mark.parametrize(("size", "note"), [(1023, "no row for a longer"), (1024, "says little"), (10_000, None)])
+@pytest.mark.parametrize(("size", "note"), [(1023, "above 1022 gets no row"), (1024, "says little"), (10_000, None)])
 def test_prepare_notes_a_validation_of_few_tokens(tmp_path, capsys, size, note):
     write_files(tmp_path / "source", ["a" * 20_000])
     write_files(tmp_path / "val", ["b" * size])

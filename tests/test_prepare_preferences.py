@@ -103,7 +103,7 @@ def test_pairs_of_chats_hold_every_token(tmp_path, run):
     assert (pair.rejected.tolist(), pair.rejected_loss_mask.tolist()) == flat(tok, [*prompt, *rejected])
 
 
-def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
+def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run, capsys):
     """PreferencePairs stay together and in order; all pairs with one prompt are on one side."""
     records = [{"prompt": f"{i % 100}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(300)]
     manifest = run(write(tmp_path / "x.jsonl", records), split="hash:0.2", shard_tokens=100)
@@ -121,6 +121,9 @@ def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
     assert not prompts["train"] & prompts["val"]
     few = run(write(tmp_path / "few.jsonl", records[:3] * 2), "few", split="hash:0.000001").splits
     assert (few["train"].documents, few["val"].documents) == (8, 4), "one prompt of three"
+    printed = capsys.readouterr().out
+    assert re.search(r"^val +2 pairs ", printed, re.M)
+    assert re.search(r"6 pairs have 3 different prompts, too few for hash:0.000001: split by hash:\S+ instead", printed)
     assert sum(manifest.splits[split].documents for split in ("train", "val")) == 600
     for index in (-1, len(open_preferences(tmp_path / "out", "val"))):
         with pytest.raises(IndexError):
@@ -244,7 +247,11 @@ def test_command_skips_invalid_pairs(tmp_path, chat, capsys):
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
     assert run_pipeline("prepare_preferences", *words) == 0
     printed = capsys.readouterr().out
-    assert "4 documents" in printed
+    assert "2 pairs" in printed
+    turned = (
+        "next: python -m data_pipelines.prepare_preferences {} --as-turns --overwrite\nor, with the data as they are:"
+    )
+    assert f"{turned.format(' '.join(words))}\nnext: python -m gptjax.train" in printed
     assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in printed
 
 

@@ -4,6 +4,8 @@ import os
 import signal
 import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,7 @@ def test_start_is_known_before_a_config_is_read():
     assert (found.index, found.count) == (2, 3)
     assert found.directory.parent == Path("/data/runs")
     job = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
+    assert find_start([], PLACE | {"JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "localhost:1"}) != found
     starts = [find_start([], job | {"SLURM_JOB_ID": name}) for name in "778"]
     assert starts[0] == starts[1] != starts[2]
     assert starts[0] is not None
@@ -87,12 +90,14 @@ def start_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def begin(index: int) -> StartMarker:
         for name, value in (PLACE | {"JAX_PROCESS_ID": str(index)}).items():
             monkeypatch.setenv(name, value)
+        StartMarker._latest = None  # as in another process
         marker = StartMarker.begin([f"--output-dir={tmp_path / 'runs'}"])
         assert marker is not None
         return marker
 
     yield begin
     process_end.set_peers(None)
+    StartMarker._latest = None
 
 
 def test_markers_leave_nothing_behind(start_of, tmp_path: Path):
@@ -112,18 +117,45 @@ def test_markers_leave_nothing_behind(start_of, tmp_path: Path):
     lone.announce_end(2, "refused", seconds=0.0)
 
 
-def test_number_that_came_twice_is_told_to_both(start_of, tmp_path: Path):
-    twins = start_of(1), start_of(1)
+def test_second_process_of_a_number_is_refused_and_tells_nothing(start_of, tmp_path: Path):
+    first, other = start_of(1), start_of(0)
+    second = start_of(1)
     for _ in range(TWIN_BEATS + 1):
-        for twin in twins:
-            twin._exchange()
-    for twin in twins:
-        failure = twin.find_failure()
-        assert failure is not None
-        assert failure.message.startswith("another process has come as process 1 of 3, too.")
-        assert failure.status == 2
-    for twin in twins:
-        twin.close()
+        for marker in (first, second, other):
+            marker._exchange()
+    failure = second.find_failure()
+    assert failure is not None
+    assert failure.message.startswith("another process has come as process 1 of 3, too.")
+    assert failure.status == 2
+    second.announce_end(2, "refused")
+    other._exchange()
+    assert first.find_failure() is None
+    assert other.find_failure() is None
+    for marker in (first, other):
+        marker.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_process_that_ended_is_told_and_makes_way_for_one_that_comes_again(start_of, tmp_path: Path, monkeypatch):
+    first, other = start_of(1), start_of(0)
+    first._exchange()
+    other._exchange()
+    teller = threading.Thread(target=first.announce_end, args=(2, "There is no flag --stepps.\nmore"))
+    teller.start()
+    while (failure := other.find_failure()) is None:
+        other._exchange()
+        time.sleep(0.01)
+    assert (failure.index, failure.status) == (1, 2)
+    assert failure.message.endswith("has ended: There is no flag --stepps.")
+    other.close()
+    again = start_of(1)
+    assert again._is_written
+    teller.join(timeout=20)
+    assert not teller.is_alive()  # its place was taken
+    StartMarker._latest = again
+    monkeypatch.delenv("JAX_PROCESS_ID")
+    assert StartMarker.begin([]) is None  # a later call in a notebook
+    assert again._closed.is_set()
     assert list(tmp_path.iterdir()) == []
 
 

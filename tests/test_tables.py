@@ -175,8 +175,11 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
     assert read(tmp_path / spec) == ["train-0", "train-1"]
     told = capsys.readouterr().err
     assert "not read: 2 files of other splits" in told
-    assert f"Those of validation are {tmp_path}/validation-0.txt: " in told
+    assert f" --validation-source={tmp_path}/validation-0.txt --overwrite" in told
     assert read(tmp_path / "validation*") == ["validation-0"]
+    read(tmp_path / spec)
+    assert "not read: 1 file of other splits, such as " in (told := capsys.readouterr().err), "the other is read now"
+    assert "--validation-source" not in told
     assert read(tmp_path / "[vt][ae][ls][it]*.txt") == ["test-0", "validation-0"], "without training files all are read"
     assert "reads 2 files that their names call validation or test" in capsys.readouterr().err
 

@@ -15,7 +15,8 @@ from tiny import MODEL, SINGLE, read_lines, text_of, tiny_config, write_shards, 
 
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.data.preferences import KIND, PreferenceShards
+from gptjax.data.manifest import PREFERENCES
+from gptjax.data.preferences import PreferenceShards
 from gptjax.evaluate import evaluate
 from gptjax.evaluation import training_evaluators
 from gptjax.evaluation.figures import Figure
@@ -81,7 +82,7 @@ def test_conversations_are_scored_as_training_reads_them(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"chats \(val\): holds conversations, which are scored each by itself"):
         train(joined)
     pairs = write_documents(
-        tmp_path / "pairs", {"train": draw_pairs(8, seed=2), "val": draw_pairs(8, seed=3)}, kind=KIND
+        tmp_path / "pairs", {"train": draw_pairs(8, seed=2), "val": draw_pairs(8, seed=3)}, kind=PREFERENCES
     )
     changes = {"data": PreferenceShards(str(pairs)), "objective": SimPO(), "evaluators": (TextProtocol(name="own"),)}
     with pytest.raises(UserError, match=r"own would score the run's validation pairs, of which one answer is rejected"):

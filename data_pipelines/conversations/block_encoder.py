@@ -24,7 +24,7 @@ class ExampleKind:
 
     `encode` gets the record and its place; it raises `UserError` for an invalid one and `UselessRecord`. It can be
     pickled. `fields` are the columns of Parquet that it reads. `notes` are told once, when the shards are written.
-    `identity` is JSON of further options that decide the output.
+    `identity` is JSON of further options that decide the output. `keys` names what decides the split of an example.
     """
 
     name: str
@@ -34,6 +34,7 @@ class ExampleKind:
     fields: tuple[str, ...]
     notes: tuple[str, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
+    keys: str = "conversations"
 
 
 class Task(NamedTuple):

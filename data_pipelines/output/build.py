@@ -14,7 +14,7 @@ from data_pipelines.runtime.progress import print_notes
 from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path
-from gptjax.data.manifest import Counts, Manifest
+from gptjax.data.manifest import PREFERENCES, Counts, Manifest
 from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def print_splits(
     A small split gets `advice`, by default of `advise_more`; up to the comma it is for training, too. `spell` writes
     the flags of advice and notes.
     """
-    advice = spell(advice or advise_more(manifest))
+    advice, are_pairs = spell(advice or advise_more(manifest)), manifest.request.get("kind") == PREFERENCES
     for name, count in manifest.splits.items():
         scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
         ratio = (
@@ -83,12 +83,14 @@ def print_splits(
             if scored is None
             else f"{np.asarray(scored).mean():.1%} scored"
         )
-        documents = "document " if count.documents == 1 else "documents"
-        sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
+        number, plural = (count.documents // 2, "pairs") if are_pairs else (count.documents, "documents")
+        noun = plural[:-1] + " " if number == 1 else plural
+        sizes = f"{number:>10,} {noun} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
         more = advice if name == "val" else f"{advice.partition(',')[0].rstrip('.')}."
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
-            print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context. {more}")
+            context = f"a model with model.context_length above {max(count.tokens - 1, 0)} gets no row of it"
+            print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: {context}. {more}")
         elif name == "val" and scored is None and count.tokens < VALIDATION_TOKENS:
             print(f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. {advice}")
     print_notes(map(spell, manifest.notes))

@@ -117,12 +117,23 @@ def check_unpacked(file: Path) -> None:
             )
 
 
+_READ = set[str]()
+"""The files of all sources of this process: a note of files that are not read leaves out those of other sources."""
+
+
 def keep_training(spec: str, names: Sequence[str], *, prefix: str = "") -> list[str]:
     """The names without those of validation and test, where others say `train`.
 
     Where no name says so, all are kept, and a line on stderr tells which other splits are among them. Folders that all
-    have in common are not looked at. Messages write `prefix` before a name.
+    have in common are not looked at. Messages write `prefix` before a name. A validation source is listed before the
+    source of training, so that its files are not told as left out.
     """
+    kept = _keep_training(spec, names, prefix)
+    _READ.update(os.path.realpath(f"{prefix}{name}") for name in kept)
+    return kept
+
+
+def _keep_training(spec: str, names: Sequence[str], prefix: str) -> list[str]:
     top = os.path.commonpath([os.path.dirname(name) for name in names]) if names else ""
     splits = {name: find_split(os.path.relpath(name, top or ".")) for name in names}
     others = [name for name, split in splits.items() if split in ("validation", "test")]
@@ -133,19 +144,21 @@ def keep_training(spec: str, names: Sequence[str], *, prefix: str = "") -> list[
         named = f"{count_of(len(others), 'files')} that their names call validation or test, such as"
         tell_once(f"note: source {spec}: reads {named} {first}. A quoted pattern of names leaves them out.")
         return list(names)
-    chosen = _join_names([name for name, split in splits.items() if split == "validation"], prefix)
-    hint = f" Those of validation are {chosen}: prepare takes them with --validation-source." if chosen else ""
-    count = count_of(len(others), "files of other splits")
-    tell_once(f"note: source {spec}: not read: {count}, such as {first}.{hint}")
+    if unread := [name for name in others if os.path.realpath(f"{prefix}{name}") not in _READ]:
+        flag = _join_names([name for name in unread if splits[name] == "validation"], prefix)
+        hint = " For validation, give prepare --validation-source={} --overwrite instead of --split."
+        count = count_of(len(unread), "files of other splits")
+        told = f"note: source {spec}: not read: {count}, such as {prefix}{unread[0]}."
+        tell_once(told + (hint.format(flag) if flag else ""))
     return [name for name in names if name not in set(others)]
 
 
 def _join_names(names: list[str], prefix: str) -> str:
     """What names these files and no others that differ in more than numbers; empty if nothing simple does."""
     if len(names) == 1:
-        return prefix + names[0]
+        return shlex.quote(prefix + names[0])
     patterns = {os.path.join(os.path.dirname(name), re.sub(r"\d+", "*", os.path.basename(name))) for name in names}
-    return f"'{prefix}{patterns.pop()}'" if len(patterns) == 1 else ""
+    return shlex.quote(f"{prefix}{patterns.pop()}") if len(patterns) == 1 else ""
 
 
 @functools.cache

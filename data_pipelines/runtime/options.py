@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -72,6 +72,10 @@ class ShardOptions:
         """The flags of a training command that suit so many tokens."""
         return self.few_flags if self.few_flags and tokens < FEW_TOKENS else self.train_flags
 
+    def suggest_flags(self, notes: Iterable[str]) -> str | None:
+        """Flags with which the same source is usually meant, where the notes of its preparation tell so."""
+        return None
+
     @property
     def split_names(self) -> tuple[str, ...]:
         """The splits that get text."""
@@ -97,10 +101,8 @@ class ShardOptions:
 
 def find_model(tokenizer: str | None) -> Path | None:
     """The directory of the model whose tokenizer is named: a run, or saved weights; None if it has none."""
-    if not tokenizer or not expand_path(tokenizer).exists():
-        return None
-    directory = find_tokenizer_directory(tokenizer)
-    if directory is None:
+    directory = find_tokenizer_directory(tokenizer) if tokenizer else None
+    if not tokenizer or directory is None or not expand_path(tokenizer).exists():  # one that is learned has no files
         return None
     is_saved = (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
     return directory if is_saved or (directory / "checkpoints").is_dir() else None
@@ -122,6 +124,10 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
         options = parse_options(options_type, sys.argv[1:], prog=prog, introduction=introduction)
         result = function(options)
         if isinstance(options, ShardOptions) and isinstance(result, Manifest):
+            given = shlex.join(["python", "-m", f"data_pipelines.{module}", *sys.argv[1:]])
+            if (better := options.suggest_flags(result.notes)) is not None:
+                print(f"next: {given} {better}{'' if options.overwrite else ' --overwrite'}")
+                print("or, with the data as they are:")
             print(suggest_next(options, result.splits))
 
 

@@ -11,6 +11,8 @@ from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath, hash_json, write_atomically
 from gptjax.data.shards import Format
 
+PREFERENCES = "preferences"
+"""The kind that the request of pairs records."""
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
 PREPARE_AGAIN = "Prepare the data again; if others made it, fetch or copy it again."

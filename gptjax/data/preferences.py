@@ -17,7 +17,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import AnyPath, expand_path
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.file_array import FileArray
-from gptjax.data.manifest import read_manifest
+from gptjax.data.manifest import PREFERENCES, read_manifest
 from gptjax.data.packing import PackingPlan, pack_units
 from gptjax.data.row_readers import SequenceReader, check_stream
 from gptjax.data.sequences import BestFitSequences, count_scored, describe_cuts
@@ -25,9 +25,6 @@ from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-
-KIND = "preferences"
-"""The kind that the manifest of such shards records in its request."""
 
 
 class PreferencePair(NamedTuple):
@@ -76,19 +73,19 @@ def open_preferences(directory: AnyPath, split: str) -> PreferencePairs:
 def holds_pairs(directory: AnyPath) -> bool:
     """Whether the manifest of a directory says that its documents are pairs."""
     manifest = read_manifest(directory)
-    return manifest is not None and manifest.request.get("kind") == KIND
+    return manifest is not None and manifest.request.get("kind") == PREFERENCES
 
 
 def check_kind(directory: AnyPath, *, pairs: bool) -> None:
     """Raise unless the shards of a directory are pairs, or are not, as wanted."""
     manifest = read_manifest(directory)
     found = "without manifest.json" if manifest is None else f"of {manifest.request.get('kind', 'text')}"
-    if pairs and found != f"of {KIND}":
+    if pairs and found != f"of {PREFERENCES}":
         raise UserError(
             f"{Path(directory)}: holds no preference data, but shards {found}. "
             "Make some with python -m data_pipelines.prepare_preferences."
         )
-    if not pairs and found == f"of {KIND}":
+    if not pairs and found == f"of {PREFERENCES}":
         raise UserError(
             f"{Path(directory)}: holds preference pairs, whose rejected texts are not to be learned. Read them with "
             "data=PreferenceShards(path=...) and an objective such as DPO(), as --config=modern_253m_dpo does with "

@@ -13,16 +13,17 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
-from gptjax.process.early_exit import set_early_announcement
+from gptjax.process.early_exit import REQUEUE_STATUS, set_early_announcement
 from gptjax.process.process_end import PRINT_SECONDS, end_process, set_peers
 from gptjax.sharding.start_judge import Failure, Judge, Mark, describe_twin
 
@@ -34,6 +35,9 @@ LATE_SECONDS = 10.0
 TELL_SECONDS = 60.0
 """The same for those that have begun. They read it once they wait."""
 TWIN_BEATS = 3
+"""One that sees another process of its number renew a marker so often is refused. The first one has the place."""
+STILL_BEATS = 5
+"""A marker of its number that stands still for so many looks is of an earlier start, and is replaced."""
 MOST = 256
 """More processes leave no markers: they would read each other's faster than a shared file system gives them."""
 _JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -67,7 +71,7 @@ def find_start(words: Sequence[str], environment: Mapping[str, str] = os.environ
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == "--output-dir":
             output = value if equals else following
-    key = json.dumps([*place, count, *(environment.get(name) for name in _JOB)])
+    key = json.dumps([*place, count, *(environment.get(name) for name in _JOB), _find_network(place[0])])
     try:
         directory = expand_path(output).absolute()
     except (UserError, OSError):
@@ -75,8 +79,22 @@ def find_start(words: Sequence[str], environment: Mapping[str, str] = os.environ
     return Start(directory / f"{PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:12]}", int(index), int(count))
 
 
+def _find_network(address: str) -> str:
+    """What an address of this machine alone means; empty for others."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        return ""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/net')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
 class StartMarker:
     """This process's marker, and what those of the others say. It stands for the others until all have joined."""
+
+    _latest: ClassVar["StartMarker | None"] = None
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -97,14 +115,18 @@ class StartMarker:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._failure: Failure | None = None
-        self._waits, self._twin_beats = False, 0
+        self._waits, self._is_written = False, False
+        self._twin: Mark | None = None
+        self._twin_beats, self._twin_looks = 0, 0
 
     @classmethod
     def begin(cls, words: Sequence[str]) -> "StartMarker | None":
         """Leave the marker of this process; None if it is alone."""
+        if cls._latest is not None:  # a notebook may have called a start that was refused
+            cls._latest.close()
         if (start := find_start(words)) is None:
             return None
-        marker = cls(start)
+        cls._latest = marker = cls(start)
         marker._exchange()
         marker._remove_abandoned()
         threading.Thread(target=marker._exchange_forever, daemon=True, name="start marker").start()
@@ -129,7 +151,8 @@ class StartMarker:
         if failure.index == self.start.index:
             end_process(failure.message, status=failure.status)
         self._content["cause"] = [failure.index, "" if mark is None else mark.id]
-        end_process(f"{failure.message}\nResume with, on all: {self.command}", status=failure.status)
+        resume = f"\nResume with, on all: {self.command}" if failure.status == REQUEUE_STATUS else ""
+        end_process(f"{failure.message}{resume}", status=failure.status)
 
     def announce_end(self, status: int, message: str, *, seconds: float = TELL_SECONDS) -> None:
         """Tell those that wait, for up to `seconds`, and leave nothing behind."""
@@ -142,8 +165,10 @@ class StartMarker:
         while True:
             self._exchange()
             is_late = len(self._judge.seen) < self.start.count - 1 and waited < late_seconds
-            if waited >= seconds or not (self._judge.list_waiting() or is_late):
+            if waited >= seconds or not self._is_written or not (self._judge.list_waiting() or is_late):
                 break
+            if waited == 1.0:
+                print("note: this process tells the others why it ends, which takes a while", file=sys.stderr)
             time.sleep(0.5)
             waited += 0.5
         self.close()
@@ -176,25 +201,38 @@ class StartMarker:
 
     def _exchange(self) -> None:
         with self._lock, contextlib.suppress(OSError):
-            if not self._closed.is_set():
-                self._content["beat"] += 1
-                self._find_twin()
-                self._write()
-                own = (self.start.directory / str(self.start.index)).stat().st_mtime
-                marks = self._read()
-                self._content["made"] = max(mark.made for mark in marks.values())  # the last one removes them
-                failure = self._judge.look(marks, now=time.monotonic(), own_time=own)
-                self._failure = self._failure or failure
+            if self._closed.is_set():
+                return
+            self._content["beat"] += 1
+            self._is_written = False
+            if not self._has_place():
+                return
+            self._write()
+            self._is_written = True
+            own = (self.start.directory / str(self.start.index)).stat().st_mtime
+            marks = self._read()
+            self._content["made"] = max((mark.made for mark in marks.values()), default=0)  # the last one removes them
+            failure = self._judge.look(marks, now=time.monotonic(), own_time=own)
+            self._failure = self._failure or failure
 
-    def _find_twin(self) -> None:
-        """Another process that has the number of this one writes into the same file, too."""
+    def _has_place(self) -> bool:
+        """Whether no other living process has this one's number. The second of two leaves no marker, and is refused.
+
+        So a command that is tried in another shell with the variables of this start does not end it.
+        """
         mark = self._read().get(self.start.index)
-        if self._content["beat"] > 1 and mark is not None and mark.id != self._id:
-            self._twin_beats += 1
+        if mark is not None:
             self._content["made"] = max(self._content["made"], mark.made)
+        is_alive = None if mark is None else mark.process.is_alive(self._judge.own_process)
+        if mark is None or mark.id == self._id or mark.end is not None or is_alive is False:
+            return True
+        is_renewed = self._twin is not None and (mark.id, mark.beat) != (self._twin.id, self._twin.beat)
+        self._twin_beats, self._twin_looks = self._twin_beats + is_renewed, 0 if is_renewed else self._twin_looks + 1
+        self._twin = mark
         if self._twin_beats >= TWIN_BEATS and self._failure is None:
             who = f"process {self.start.index} of {self.start.count}"
             self._failure = Failure(self.start.index, describe_twin(who), 2)
+        return not is_alive and self._twin_looks > STILL_BEATS
 
     def _write(self) -> None:
         """Renew the marker by a rename, after which a network file system looks into the directory anew."""
@@ -203,8 +241,12 @@ class StartMarker:
         directory.mkdir(parents=True, exist_ok=True)
         self._content["made"] = max(self._content["made"], len(missing))
         unfinished = directory / f"{self.start.index}.{self._id}"
-        unfinished.write_text(json.dumps(self._content), encoding="utf-8")
-        unfinished.replace(directory / str(self.start.index))
+        try:
+            unfinished.write_text(json.dumps(self._content), encoding="utf-8")
+            unfinished.replace(directory / str(self.start.index))
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     def _read(self) -> dict[int, Mark]:
         """The markers of all processes, by their numbers."""

@@ -17,7 +17,7 @@ ROLE_KEYS, CONTENT_KEYS = (
     ("content", "value", "text", "parts", "utterance"),
 )
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
-TOOLS = "skipped: tools are called, for which the chat template has no place"
+TOOLS = "skipped: tools are called, for which the chat template has no place; docs/chat.md makes text of the calls"
 OTHER_PARTS = "skipped: images or other parts are no text"
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thoughts")
 """Fields of a message that no chat template here writes."""
