@@ -34,7 +34,7 @@ from data_pipelines.encode.encoder import (
     encode_batches,
     iter_batches,
 )
-from data_pipelines.encode.splits import Corpus
+from data_pipelines.encode.splits import Corpus, choose_default_split
 from data_pipelines.encode.worker_pool import Workers
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
@@ -44,6 +44,7 @@ from data_pipelines.readers.sources import count_local_bytes, has_text_files, op
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import ShardOptions, find_model, require_at_least, run_command
 from data_pipelines.runtime.progress import progress_line
+from data_pipelines.runtime.split_specs import DEFAULT_SPLIT
 from gptjax.core.errors import UserError
 from gptjax.data.fitting_flags import TEXT_FLAGS, FittingFlags
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
@@ -66,9 +67,9 @@ class Prepare(ShardOptions):
     """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learned from this text: `chars`, `bpe:SIZE` (from 2 GB of its
     training part at most)."""
     split: str | None = None
-    """Validation split: `hash:F` (by a hash of the text, by default hash:0.005; of a single text or of few, at least a
-    tenth as the tail), `tail:F` (the last characters), `random:K/N/SEED` (K of N documents, as nanoGPT draws them), or
-    `none`."""
+    """Validation split: `hash:F` (by a hash of the text; by default hash:0.005, or hash:0.1 of 100 documents or more in
+    less than 8 MiB; of a single text or of few, at least a tenth as the tail), `tail:F` (the last characters),
+    `random:K/N/SEED` (K of N documents, as nanoGPT draws them), or `none`."""
     max_document_tokens: int | None = None
     """Longer documents continue as further documents of at most so many tokens, each with its `<|endoftext|>`."""
     end_of_text: str | None = None
@@ -113,6 +114,7 @@ class ResolvedRequest:
     corpus: Corpus
     tokenizer: Tokenizer | None
     """None for one that is to be learned from the text."""
+    has_default_split: bool = False
 
     def identity(self) -> dict[str, Any]:
         """JSON that decides the output: two requests with the same identity have the same result."""
@@ -148,17 +150,21 @@ def resolve_request(
             f"tokenizer {spec!r}: wanted a number of tokens, such as bpe:8192, which is learned from the text."
         )
     validation = None if other is None else open_source(other)
-    corpus = Corpus(open_source(request.source), request.effective_split, validation)
+    source, has_choice = open_source(request.source), request.split is None and validation is None
+    if has_choice:
+        split = choose_default_split(source, request.make_context(), size=count_local_bytes(source))
+        request = replace(request, split=split)
+    corpus = Corpus(source, request.effective_split, validation)
     is_learned = spec == "chars" or spec.startswith("bpe:")
     if is_learned and request.end_of_text is not None:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
     if is_learned:
-        return ResolvedRequest(request, corpus, None)
+        return ResolvedRequest(request, corpus, None, has_choice)
     if workers is not None and not request.output.exists():
         size, modules = count_local_bytes(corpus.source), (Encoder.__module__, "gptjax.tokenization.table_tokenizers")
         workers.start_ahead(size, *modules, processes=request.processes, pool_size=limits.pool_bytes)
     tokenizer = note_left_out(load_shard_tokenizer(spec, end_of_text=request.end_of_text), spec)
-    return ResolvedRequest(request, corpus, tokenizer)
+    return ResolvedRequest(request, corpus, tokenizer, has_choice)
 
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
@@ -172,7 +178,9 @@ def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMI
             tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal=journal)
             return _write_shards(directory, resolved, tokenizer, journal=journal, limits=limits, workers=workers)
 
-        return build_shards(resolved.options, resolved.identity, write=write)
+        # What was prepared when all sources had the same default is still what this request made.
+        former = {"split": DEFAULT_SPLIT} if resolved.has_default_split else {}
+        return build_shards(resolved.options, resolved.identity, write=write, former=former)
 
 
 def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journal) -> Tokenizer:

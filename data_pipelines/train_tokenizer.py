@@ -16,10 +16,10 @@ from pathlib import Path
 
 from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
 from data_pipelines.encode.encoder import LEARNED_MARKS, count_marks
-from data_pipelines.encode.splits import Corpus
+from data_pipelines.encode.splits import Corpus, choose_default_split
 from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, parse_separator
-from data_pipelines.readers.sources import has_text_files, open_source
-from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
+from data_pipelines.readers.sources import count_local_bytes, has_text_files, open_source
+from data_pipelines.runtime.options import require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import renew_sums
@@ -41,7 +41,7 @@ class TrainTokenizer:
     """Directory that receives tokenizer.json."""
     pattern: PatternName = "gpt2"
     """How text is split into words before merging; gpt4 takes digits in threes and line ends apart."""
-    split: str = DEFAULT_SPLIT
+    split: str | None = None
     """As for `prepare`; only the training part is read."""
     text_field: str = TEXT_FIELD
     """As for `prepare`: the field of a record that holds its text."""
@@ -64,7 +64,9 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     start, specials = time.perf_counter(), parse_special_tokens(request.special_tokens)
     check_output(request.output, vocab_size=request.vocab_size)
     context = ReadContext(request.text_field, request.strict, separator=parse_separator(request.separator))
-    corpus = Corpus(open_source(request.source), request.split)
+    source = open_source(request.source)
+    split = request.split or choose_default_split(source, context, size=count_local_bytes(source))
+    corpus = Corpus(source, split)
     tokenizer = train_bpe_on_documents(
         _iter_training(corpus, request, specials=specials, context=context),
         vocab_size=request.vocab_size,

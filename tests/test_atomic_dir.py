@@ -61,6 +61,8 @@ def test_find_prepared_returns_what_the_same_request_made(made, capsys):
     assert find_prepared(out, REQUEST, overwrite=False) == manifest
     assert "already prepared" in capsys.readouterr().out
     assert find_prepared(out, REQUEST, overwrite=True) is None
+    later = REQUEST | {"shard_tokens": 8}
+    assert find_prepared(out, later, overwrite=False, former={"shard_tokens": REQUEST["shard_tokens"]}) == manifest
     with pytest.raises(UserError, match=r"another request \(seed, shard_tokens differ\).*--overwrite"):
         find_prepared(out, REQUEST | {"shard_tokens": 8, "seed": 1}, overwrite=False)
     with pytest.raises(UserError, match=r"request \(names, sizes or times of the source's files, seed differ\)"):

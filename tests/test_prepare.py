@@ -308,6 +308,23 @@ def test_single_text_is_split_and_its_beginning_learned_from(tmp_path, capsys):
     assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
 
 
+def test_small_files_of_many_documents_keep_a_tenth_by_default(tmp_path, capsys):
+    """Equal for the tokenizer that is learned; one long document of them changes nothing."""
+    texts = make_texts(200)
+    source = write_jsonl(tmp_path / "x.jsonl", texts)
+    manifest = run(source, tmp_path / "out", "bpe:300")
+    assert manifest.request["split"] == "hash:0.1"
+    assert 10 <= manifest.splits["val"].documents <= 40
+    alone = train_tokenizer(TrainTokenizer(source=str(source), vocab_size=300, output=tmp_path / "tok"))
+    assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
+    run(source, tmp_path / "former", "bytes", split="hash:0.005")
+    capsys.readouterr()
+    run(source, tmp_path / "former", "bytes")
+    assert "already prepared by the same request" in capsys.readouterr().out, "by the default of before"
+    uneven = write_jsonl(tmp_path / "uneven.jsonl", ["a" * 9 * sum(map(len, texts)), *texts])
+    assert run(uneven, tmp_path / "uneven", "bytes").request["split"] == "hash:0.005"
+
+
 def test_split_without_text_is_refused(tmp_path):
     few = r"leaves no text for train \(of 1 document\)\. The source has only 1 token: use more text\."
     with pytest.raises(UserError, match=few):

@@ -18,11 +18,13 @@ import numpy as np
 
 from data_pipelines.readers import documents as docs
 from data_pipelines.readers.documents import EMPTY, Chunk, Document, ReadContext, Source, is_blank
-from data_pipelines.runtime.split_specs import INSTEAD
+from data_pipelines.runtime.split_specs import DEFAULT_SPLIT, INSTEAD
 from gptjax.core.errors import UserError, count_of
 
 Split = Literal["train", "val"]
 MIN_TAIL = 0.1
+SMALL_BYTES, MANY = 2**23, 100
+"""Of a source of fewer bytes and at least so many documents, the default split keeps more for validation."""
 ENOUGH = 10
 """Examples for validation above which a widened hash is not larger than the one asked for."""
 
@@ -214,6 +216,23 @@ class Corpus:
         if self.validation is None:
             return self.source.identity() | {"split": self.split}
         return self.source.identity() | {"validation": self.validation.identity()}
+
+
+def choose_default_split(source: Source, context: ReadContext, *, size: int) -> str:
+    """The spec of the split of a source for which none is given; `size` is that of its files, 0 if it is not known.
+
+    Of a small source with many documents a tenth is for validation. It is read for that.
+    """
+    if not 0 < size < SMALL_BYTES:
+        return DEFAULT_SPLIT
+    rule, number, sizes = HashFraction(MIN_TAIL), 0, {"train": 0, "val": 0}
+    with contextlib.suppress(UserError):  # what is wrong with a source is told where it is encoded
+        for document in _iter_nonblank(source, context.fresh_copy()):
+            sizes[rule.choose_split(document)] += len(document)
+            number += 1
+    part = sizes["val"] / max(1, sum(sizes.values()))
+    is_even = number >= MANY and MIN_TAIL / 2 < part < 2 * MIN_TAIL  # a long document may be most of the text
+    return f"hash:{MIN_TAIL}" if is_even else DEFAULT_SPLIT
 
 
 def _count_if_one_sided(source: Source, rule: SplitRule, context: ReadContext) -> int:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,10 +53,13 @@ OF_FILES: dict[str, str] = dict.fromkeys(("files", "names_sizes_times"), "names,
 """Parts of a request that a user does not name."""
 
 
-def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+def find_prepared(
+    output: Path, request: dict[str, Any], *, overwrite: bool, former: Mapping[str, Any] = {}
+) -> Manifest | None:
     """Return the manifest of `output` if `request` made it, and print so; None if it is to be made.
 
-    `request` is JSON: the parts that decide the result, by name. Raises `UserError` for a directory of another request
+    `request` is JSON: the parts that decide the result, by name. `former` has values of parts that count as the same,
+    such as an earlier default. Raises `UserError` for a directory of another request
     unless `overwrite`, for damage, and for a directory without manifest.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -68,6 +71,8 @@ def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> 
     manifest = read_manifest(output)
     assert manifest is not None
     made = manifest.request
+    same = {key: request[key] for key, value in former.items() if made.get(key) == value}
+    made = made | same
     differing = sorted(key for key in request | made if request.get(key) != made.get(key))
     if changed := ", ".join(dict.fromkeys(OF_FILES.get(key, key) for key in differing)):
         raise UserError(

@@ -1,7 +1,7 @@
 """The steps that every command takes to write a directory of shards."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,17 @@ def build_shards(
     *,
     write: Callable[[Path, dict[str, Any]], ShardContents],
     what: str = "text",
+    former: Mapping[str, Any] = {},
 ) -> Manifest:
     """Make `options.output` by `write(directory, identity)`, unless the same request made it; prints a summary.
 
-    The identity is JSON that decides the output. `what` names the contents in errors.
+    The identity is JSON that decides the output; `former` has values of it that count as the same. `what` names the
+    contents in errors.
     """
     identity, start = compute_identity(), time.perf_counter()
     output = expand_path(options.output).resolve()
     with hold_lock(output):
-        if (manifest := find_prepared(output, identity, overwrite=options.overwrite)) is not None:
+        if (manifest := find_prepared(output, identity, overwrite=options.overwrite, former=former)) is not None:
             return manifest
         with replace_directory(output) as directory:
             counts, tokenizer, notes = write(directory, identity)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from data_pipelines.runtime.split_specs import enlarge_split, find_used_split
+from data_pipelines.runtime.split_specs import DEFAULT_SPLIT, enlarge_split, find_used_split
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.files import expand_path
@@ -16,7 +16,6 @@ from gptjax.data.manifest import Counts, Manifest
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 T = TypeVar("T")
-DEFAULT_SPLIT = "hash:0.005"
 
 
 @dataclass(frozen=True, kw_only=True)

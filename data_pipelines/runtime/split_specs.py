@@ -2,6 +2,7 @@
 
 import re
 
+DEFAULT_SPLIT = "hash:0.005"
 INSTEAD = "split by {} instead"
 """The end of the note of a split that is not the one asked for."""
 
