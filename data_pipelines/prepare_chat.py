@@ -44,6 +44,7 @@ from data_pipelines.runtime.options import FEW_TOKENS, find_model, run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
+from gptjax.data.fitting_flags import CHAT_FLAGS, FittingFlags
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import (
@@ -66,8 +67,7 @@ TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 class PrepareChat(PrepareScored):
     """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
-    train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
-    few_flags: ClassVar[str | None] = "--config=own_chats_cpu --init-from=RUN"
+    train_flags: ClassVar[FittingFlags] = CHAT_FLAGS
     tokenizer: str
     """`gpt2`, `gpt2:DIR`, a tokenizer.json, a directory with one, or `bpe:SIZE`, learned from these conversations."""
     template: str | None = None

@@ -287,6 +287,7 @@ def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_
         assert "Traceback" not in output
         before, stopped_at = stopped_at, RunDir.open(config.directory).find_step()
         assert before < stopped_at < 300
+        assert f"saved step {stopped_at} in {config.directory}" in output
         assert [step for step, _ in read_lines(config.directory)] == list(range(1, stopped_at + 1))
     with pytest.raises(SystemExit) as done:
         main([f"--config={file}", "--steps=305"])
