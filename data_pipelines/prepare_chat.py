@@ -40,11 +40,11 @@ from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
-from data_pipelines.runtime.options import FEW_TOKENS, find_model, run_command
+from data_pipelines.runtime.options import find_model, run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
-from gptjax.data.fitting_flags import CHAT_FLAGS, FittingFlags
+from gptjax.data.fitting_flags import CHAT_FLAGS, FEW_TOKENS, FittingFlags
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import (
