@@ -46,6 +46,7 @@ from data_pipelines.runtime.options import ShardOptions, find_model, require_at_
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.split_specs import DEFAULT_SPLIT
 from gptjax.core.errors import UserError
+from gptjax.data.fitting_flags import TEXT_FLAGS, FittingFlags
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.data.shards import load_shard_tokenizer
 from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer, note_left_out
@@ -56,7 +57,7 @@ from gptjax.tokenization.tokenizer_json import FILE_NAME
 class Prepare(ShardOptions):
     """Tokenise a source into shards."""
 
-    train_flags: ClassVar[str] = "--config=own_text_cpu"
+    train_flags: ClassVar[FittingFlags] = TEXT_FLAGS
     least_tokens: ClassVar[int] = 257
     source: str
     """A text, .jsonl, .csv (plain, .gz, .zst), .json, .parquet, .arrow or .array_record file, a directory, a pattern,

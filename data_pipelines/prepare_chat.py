@@ -30,6 +30,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from data_pipelines.conversations.block_encoder import ExampleKind
@@ -39,10 +40,11 @@ from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
-from data_pipelines.runtime.options import run_command
+from data_pipelines.runtime.options import find_model, run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
+from gptjax.data.fitting_flags import CHAT_FLAGS, FEW_TOKENS, FittingFlags
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import (
@@ -55,6 +57,8 @@ from gptjax.tokenization.chat_template import (
 )
 from gptjax.tokenization.tokenizer import Tokenizer
 
+LARGE_WEIGHTS = 2**26
+"""Bytes of a model's weights from which few chats are learned at a rate that does not undo the rest."""
 LEARNED = re.compile(r"bpe:\d+")
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 
@@ -63,8 +67,7 @@ TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 class PrepareChat(PrepareScored):
     """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
-    train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
-    few_flags: ClassVar[str | None] = "--config=own_chats_cpu --init-from=RUN"
+    train_flags: ClassVar[FittingFlags] = CHAT_FLAGS
     tokenizer: str
     """`gpt2`, `gpt2:DIR`, a tokenizer.json, a directory with one, or `bpe:SIZE`, learned from these conversations."""
     template: str | None = None
@@ -83,8 +86,14 @@ class PrepareChat(PrepareScored):
         return LEARNED.fullmatch(self.tokenizer) is not None
 
     def choose_flags(self, tokens: int) -> str:
-        flags = super().choose_flags(tokens)
+        flags, model = super().choose_flags(tokens), find_model(self.tokenizer)
+        if model is not None and tokens < FEW_TOKENS and sum(map(_size, model.glob("*.safetensors"))) >= LARGE_WEIGHTS:
+            return f"{flags} --optimizer.learning-rate=1e-5"  # the config's rate is for models of a million parameters
         return flags.removesuffix(" --init-from=RUN") if self.is_learned else flags  # no run knows its ids yet
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def find_template(name: str) -> ChatTemplate:

@@ -33,6 +33,7 @@ from data_pipelines.readers.records import BLOCK_BYTES
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
+from gptjax.data.fitting_flags import PAIR_FLAGS, FittingFlags
 from gptjax.data.manifest import PREFERENCES, Manifest
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import CHATML
@@ -45,8 +46,7 @@ class PreparePreferences(PrepareScored):
 
     After a kill the same command continues."""
 
-    train_flags: ClassVar[str] = "--config=modern_253m_dpo --init-from=RUN"
-    few_flags: ClassVar[str | None] = "--config=own_pairs_cpu --init-from=RUN"
+    train_flags: ClassVar[FittingFlags] = PAIR_FLAGS
     as_turns: bool = False
     """Make turns of plain text: the prompt the user's message, the answers the assistant's."""
 

@@ -110,10 +110,10 @@ class TerminalChat:
         try:
             for part in parts:
                 print(escape_controls(part), end="", flush=True)
-            print()
+            print(flush=True)  # before a note, which goes to another stream
         except KeyboardInterrupt:
             parts.close()
-            print("\n(stopped)", file=sys.stderr)
+            print("\n(stopped)", file=sys.stderr, flush=True)
         if self.conversation.note is not None:
             print(f"({self.conversation.note})", file=sys.stderr, flush=True)
 

@@ -58,7 +58,7 @@ class TrainConfig:
     init_layers: tuple[int, ...] = ()
     """Layers of `init_from` that the model takes, counted from 0: a student with fewer layers. Empty: all."""
     resume: Literal["auto", "force", "never"] | int = "auto"
-    """`auto` resumes if nothing that matters has changed; `force` resumes in any case; `never` refuses to touch a run
+    """`auto` resumes if nothing that matters has changed; `force` resumes all the same; `never` refuses to touch a run
     that exists; a number goes back to the checkpoint of that step, once, and keeps the later ones aside."""
     seed: int = 1337
     """Seed of initial weights, order of the data and dropout."""

@@ -42,7 +42,7 @@ def test_oldest_turns_leave_whole_and_it_says_so():
         list(conversation.answer(word))
         notes.append(conversation.note)
     assert notes[:2] == [None, None]
-    assert "the oldest turn has left the context of 100 tokens" in notes[2]
+    assert notes[2] == "the oldest turn has left the context of 100 tokens; the model no longer knows it"
     last = echo.prompts[-1]
     assert last.count("<|im_start|>user") == 2
     assert last.startswith("<|endoftext|><|im_start|>system\nS<|im_end|>\n<|im_start|>user\nthird")

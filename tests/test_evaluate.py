@@ -99,6 +99,18 @@ def test_text_has_the_loss_of_its_shards(run: TrainConfig, tmp_path: Path) -> No
     assert by_text["val_bpb"] == pytest.approx(by_text["val_loss"] / math.log(2))
 
 
+def test_data_that_moved_are_named_with_the_flag(
+    run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shards = Path(str(run.data.path))  # type: ignore[attr-defined]
+    moved = shards.rename(tmp_path / "moved")
+    try:
+        said = read_error(capsys, f"--checkpoint={run.directory}")
+        assert f"are no longer in {shards}. Give --data=DIR" in said
+    finally:
+        moved.rename(shards)
+
+
 def test_training_split_is_evaluated_on_request(
     run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -145,6 +145,10 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     (tmp_path / "my run/checkpoints").mkdir(parents=True)
     of_a_run = PrepareChat(source="q", tokenizer=f"{tmp_path}/my run", output=tmp_path)
     assert of_a_run.choose_flags(9) == f"--config=own_chats_cpu --init-from='{tmp_path}/my run'"
+    (tmp_path / "my run/config.json").touch()
+    with (tmp_path / "my run/model.safetensors").open("wb") as weights:
+        weights.truncate(2**26)
+    assert of_a_run.choose_flags(9).endswith("my run' --optimizer.learning-rate=1e-5"), "as large as GPT-2"
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()

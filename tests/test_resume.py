@@ -117,6 +117,8 @@ def test_step_to_go_back_to_is_looked_for_before_all_else(config: TrainConfig, s
 def test_forced_resume_with_another_tokenizer_is_refused(config: TrainConfig):
     saved, config = SavedRun(50, config, {"tokenizer": "one"}), replace(config, resume="force")
     assert not check_same_run(config, saved, {"tokenizer": "one"})
+    with pytest.raises(UserError, match=r"\n  tokenizer: one… → two…\ntokenizer: .* not even with --resume=force"):
+        check_same_run(replace(config, resume="auto"), saved, {"tokenizer": "two"})
     with pytest.raises(UserError, match=r"^tokenizer: one… → two… gives ids another meaning.*--init-from="):
         check_same_run(config, saved, {"tokenizer": "two"})
 
@@ -157,6 +159,10 @@ def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
         ):
             with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from='{config.directory}'"):
                 restore_state(changed, checkpoints, {}, SINGLE)
+            with pytest.raises(
+                UserError, match=rf"learned something else:\n(.*\n)*{field} makes other.* not even with"
+            ):
+                restore_state(replace(changed, resume="auto"), checkpoints, {}, SINGLE)
 
 
 def test_forced_resume_with_other_rows_of_a_mixture_is_refused(config: TrainConfig):

@@ -138,7 +138,8 @@ class HubFiles:
                 raise
             raise UserError(
                 f"source {self.spec}: no usable answer from the hub ({type(error).__name__}: {quote_error(error)}). "
-                "Try again later."
+                "Try again later, or fetch it where there is a connection (hf download --repo-type=dataset "
+                f"{self.repository} --local-dir=DIR) and give --source=DIR."
             ) from None
 
 

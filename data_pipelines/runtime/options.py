@@ -11,22 +11,19 @@ from data_pipelines.runtime.split_specs import DEFAULT_SPLIT, enlarge_split, fin
 from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.files import expand_path
+from gptjax.data.fitting_flags import FittingFlags
 from gptjax.data.manifest import Counts, Manifest
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 T = TypeVar("T")
-FEW_TOKENS = 100_000
-"""A model learns fewer tokens by heart in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
     """Options of every command that writes a directory of shards."""
 
-    train_flags: ClassVar[str]
-    """A config for such shards, as a command shows it."""
-    few_flags: ClassVar[str | None] = None
-    """The same for fewer than `FEW_TOKENS` tokens; None: for these, too, it is the one above."""
+    train_flags: ClassVar[FittingFlags]
+    """Configs for such shards, as a command shows them."""
     least_tokens: ClassVar[int] = 0
     """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
     source: str
@@ -69,7 +66,7 @@ class ShardOptions:
 
     def choose_flags(self, tokens: int) -> str:
         """The flags of a training command that suit so many tokens."""
-        return self.few_flags if self.few_flags and tokens < FEW_TOKENS else self.train_flags
+        return self.train_flags.choose(tokens)
 
     def suggest_flags(self, notes: Iterable[str]) -> str | None:
         """Flags with which the same source is usually meant, where the notes of its preparation tell so."""

@@ -146,6 +146,10 @@ def _flush_output() -> Iterator[None]:
     except SystemExit:
         _flush()
         raise
+    except BaseException:  # its message comes behind what was printed before
+        with contextlib.suppress(OSError, ValueError):
+            _flush()
+        raise
     _flush()
 
 

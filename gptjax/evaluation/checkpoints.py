@@ -251,6 +251,10 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
     path = getattr(data, "path", None)
+    if options.data is None and isinstance(path, str) and not expand_path(path).is_dir():
+        raise UserError(
+            f"the data of {run.directory} are no longer in {path}. Give --data=DIR, where they are now, or --text=FILE."
+        )
     if isinstance(path, str) and holds_pairs(expand_path(path)):
         raise UserError(
             f"{path} holds preference pairs, of which one answer is rejected: the loss on them says little. Give "

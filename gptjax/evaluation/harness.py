@@ -29,6 +29,9 @@ from gptjax.process.console import print_once
 if TYPE_CHECKING:
     from gptjax.evaluation.harness_model import HarnessModel
 
+_PACKAGES = ("lm_eval", "datasets", "pyarrow")
+"""What the extra `eval` installs and tasks import."""
+
 
 @dataclass(frozen=True)
 class TaskRequest:
@@ -49,9 +52,12 @@ class TaskRequest:
 
 
 def require_lm_eval() -> None:
-    """Raise `UserError` unless the harness is installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("tasks need lm-evaluation-harness. pip install 'gptjax[eval]'.")
+    """Raise `UserError` unless the harness and what it reads data with are installed; call it before an import."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"tasks need lm-evaluation-harness, and not installed: {', '.join(missing)}. pip install 'gptjax[eval]'."
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ def prepare_tasks(request: TaskRequest) -> Iterator[PreparedTasks]:
     Raises:
         UserError: the harness is not installed, a task is unknown, or a file cannot be read.
     """
+    require_lm_eval()
     with tempfile.TemporaryDirectory() as scratch:
         with quiet_harness():
             manager, names = load_tasks(request, Path(scratch))

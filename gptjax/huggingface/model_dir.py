@@ -164,7 +164,13 @@ def fetch_from_hub(name: str) -> Path:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=list(FETCHED_FILES))
     except Exception as error:  # the hub's errors have no common base class
         reason = quote(str(error).strip().partition("\n")[0])
-        raise UserError(f"{name!r}: fetching it from the hub failed: {type(error).__name__}: {reason}") from error
+        advice = ""
+        if type(error).__name__ == "LocalEntryNotFoundError":  # no connection, and nothing in the cache
+            fetch = shlex.join(["hf", "download", repository, *([f"--revision={revision}"] if revision else [])])
+            advice = f". Where there is a connection, {fetch} --local-dir=DIR fetches it; give DIR"
+        raise UserError(
+            f"{name!r}: fetching it from the hub failed: {type(error).__name__}: {reason}{advice}"
+        ) from error
     return Path(found)
 
 

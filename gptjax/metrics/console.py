@@ -53,7 +53,7 @@ class ConsoleProgress:
         """Show an evaluation record: its numbers in one line, its texts below."""
         values = {name: value for name, value in record.items() if name not in ("step", "tokens")}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        lines = [f"{self._format_step(record['step'])}  {format_columns(numbers)}"]
+        lines = [f"{self._format_step(record['step'])}  {format_columns(numbers)}".rstrip()]
         lines += [f"  {name}: {values[name]}" for name in values if name not in numbers]
         if self._bar:
             self._bar.console.print("\n".join(lines), markup=False, highlight=False)

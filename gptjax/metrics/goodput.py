@@ -25,6 +25,8 @@ from gptjax.process.console import print_once
 GOODPUT_FILE = "goodput.jsonl"
 KINDS = ("step", "data wait", "start", "compile", "evaluate", "checkpoint", "lost steps")
 """In the order in which they are told; a run may have others."""
+SHORT_SECONDS = 300.0
+"""Of a run that takes less, the share of steps says nothing."""
 MAX_SECONDS = 60.0
 """Steps are written together, once this much time has passed or something else is measured."""
 
@@ -154,11 +156,15 @@ def sum_kinds(spans: Sequence[Span]) -> dict[str, float]:
 
 
 def describe_goodput(spans: Sequence[Span]) -> str | None:
-    """A line such as `goodput 93 % of 2 h 10 min in 3 starts: step …`; None if nothing was recorded."""
+    """A line such as `goodput 93% of 2 h 10 min in 3 starts: step …`; None if nothing was recorded.
+
+    A short run spends most of its time on its start, so there the line has no share.
+    """
     totals = sum_kinds(spans)
     if not (total := sum(totals.values())):
         return None
     starts = sum(span.kind == "start" for span in spans)
     parts = ", ".join(f"{kind} {format_duration(seconds)}" for kind, seconds in totals.items())
     many = "1 start" if starts == 1 else f"{starts} starts"
-    return f"goodput {totals.get('step', 0.0) / total:.0%} of {format_duration(total)} in {many}: {parts}"
+    share = "time" if total < SHORT_SECONDS else f"goodput {totals.get('step', 0.0) / total:.0%} of"
+    return f"{share} {format_duration(total)} in {many}: {parts}"

@@ -16,6 +16,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import shorten_path
 from gptjax.core.serialization import to_json
 from gptjax.data.config import TokenShards
+from gptjax.data.fitting_flags import CHAT_FLAGS
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
 from gptjax.evaluators.evaluator import Evaluators, list_metrics, may_measure
@@ -104,9 +105,12 @@ def _describe_cut_chats(config: TrainConfig) -> list[str]:
         return []
     if data.reads_whole_documents and config.model.intra_document_mask:
         return []
+    flags = CHAT_FLAGS.choose(sum(split.tokens for split in manifest.splits.values()))
+    if config.init_from is not None:
+        flags = flags.replace("--init-from=RUN", f"--init-from={shlex.quote(config.init_from)}")
     return [
         "note: the data holds conversations, of which the answers alone are learned, but rows cut them or let one see "
-        "another; the objective SFT reads whole ones, as in --config=modern_253m_sft --init-from=RUN"
+        f"another; the objective SFT reads whole ones, as in {flags}"
     ]
 
 

@@ -1,6 +1,5 @@
 """What a run that resumes takes over, and whether it would learn something else from there on."""
 
-import shlex
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,9 +11,8 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
-from gptjax.data.config import Mixture
-from gptjax.data.source import DataSource
 from gptjax.process.console import print_once
+from gptjax.runs.forced_resume import find_obstacle, shorten_fingerprint
 from gptjax.runs.rollback import adopt_offsets
 from gptjax.runs.run_dir import CHECKPOINTS, ENVIRONMENT
 from gptjax.sharding.devices import list_device_kinds
@@ -48,25 +46,31 @@ def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerpri
         raise UserError(
             f"{config.directory} is at step {saved.step} already, beyond steps {config.steps}. Give more --steps."
         )
-    if config.resume == "force":
-        _check_rows(saved.config, config, saved.step)
-        _check_tokenizer(config, saved, fingerprints)
     reported, refused = compare_configs(saved.config, config)
     refused += _compare_history(saved.config, config, saved.step)
     refused += _compare_fingerprints(saved.fingerprints, fingerprints)
+    tokenizers = saved.fingerprints.get("tokenizer"), fingerprints.get("tokenizer")
+    obstacle = find_obstacle(saved.config, config, saved.step, tokenizers) if refused else None
+    if obstacle is not None and config.resume == "force":
+        raise UserError(obstacle)
     if refused and config.resume != "force":
-        force = "resume in any case with --resume=force"
-        if isinstance(back := config.resume, int):
-            force = (
-                f"go back first: the command of this run without the change, with --resume={back} --steps={back}. "
-                f"Then this command with --resume=force in place of --resume={back} makes the change"
-            )
-        raise UserError(
-            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            f"Undo the change, choose another --name, or {force}. Stages (docs/resume.md) change the batch, the "
-            "windows or the rate from a step on."
+        advice = obstacle or (
+            f"Undo the change, choose another --name, or {_advise_force(config.resume)}. Stages (docs/resume.md) "
+            "change the batch, the windows or the rate from a step on."
         )
+        listed = "\n  ".join(refused)
+        raise UserError(f"{config.directory} holds a run that learned something else:\n  {listed}\n{advice}")
     return reported + refused
+
+
+def _advise_force(resume: str | int) -> str:
+    """How a change is forced, where it can be."""
+    if isinstance(resume, str):
+        return "resume in any case with --resume=force"
+    return (
+        f"go back first: the command of this run without the change, with --resume={resume} --steps={resume}. "
+        f"Then this command with --resume=force in place of --resume={resume} makes the change"
+    )
 
 
 def restore_state(
@@ -142,11 +146,7 @@ def _compare_fingerprints(saved: Fingerprints, found: Fingerprints) -> list[str]
     changed = [name for name, mark in found.items() if saved.get(name) != mark]
     if None in (saved.get("validation"), found.get("validation")):  # evaluators come and go
         changed = [name for name in changed if name != "validation"]
-    return [f"{name}: {_shorten(saved.get(name))} → {_shorten(found[name])}" for name in changed]
-
-
-def _shorten(fingerprint: str | None) -> str:
-    return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+    return [f"{name}: {shorten_fingerprint(saved.get(name))} → {shorten_fingerprint(found[name])}" for name in changed]
 
 
 def read_saved_config(content: Any, config: TrainConfig, step: int, *, modules: Modules | None) -> TrainConfig:
@@ -249,42 +249,6 @@ def _continues_alike(saved: TrainConfig, wanted: TrainConfig, step: int) -> bool
     """
     last = saved.phases[-1]
     return last.begin <= step and last.summary == wanted.phases[-1].summary
-
-
-def _check_rows(saved: TrainConfig, wanted: TrainConfig, step: int) -> None:
-    """Raise if the rows of the data would be others: the run has read so many of them, and could not read on."""
-    before = [config.data.history_until(step) for config in (saved, wanted)]
-    pairs: dict[str, tuple[object, object]] = {
-        "model.context_length": (saved.model.context_length, wanted.model.context_length),
-        "data.packing": (_describe_packing(saved.data), _describe_packing(wanted.data)),
-    }
-    if all(isinstance(config.data, Mixture) for config in (saved, wanted)):  # a weight_schedule may change what follows
-        pairs[f"data.components until step {step}"] = before[0], before[1]
-    for field, (old, new) in pairs.items():
-        if old != new:
-            raise UserError(
-                f"{field}: {old} → {new} makes other rows of the data, so that the run could not read on where it "
-                f"was, not even with --resume=force. Undo the change, or begin a new run with these weights: "
-                f"--name=OTHER --init-from={shlex.quote(str(wanted.directory))}"
-            )
-
-
-def _check_tokenizer(config: TrainConfig, saved: SavedRun, fingerprints: Fingerprints) -> None:
-    """Raise if ids would mean other tokens: the checkpoints so far could no longer be read beside the new tokenizer."""
-    old, new = (marks.get("tokenizer") for marks in (saved.fingerprints, fingerprints))
-    if None not in (old, new) and old != new:
-        raise UserError(
-            f"tokenizer: {_shorten(old)} → {_shorten(new)} gives ids another meaning, so that the run could not go on, "
-            "not even with --resume=force. Undo the change, or begin a new run with these weights, which says whether "
-            f"the ids fit: --name=OTHER --init-from={shlex.quote(str(config.directory))}"
-        )
-
-
-def _describe_packing(data: DataSource) -> str | None:
-    """How documents become rows, in each component of a mixture; None for sources of another kind."""
-    if isinstance(data, Mixture):
-        return f"({', '.join(str(_describe_packing(component.data)) for component in data.components)})"
-    return getattr(data, "packing", None)
 
 
 def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainConfig:

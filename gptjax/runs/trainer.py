@@ -303,6 +303,7 @@ class _Loop:
                 if step > start:
                     with self._measure("checkpoint"):
                         self.saver.finish(step, state, loss=loss)
+                    print_once(f"saved step {step:,} in {self.config.directory}")
                 return stopped
             if step == start:  # there was nothing to save before
                 shutdown.begin_training()

@@ -128,8 +128,9 @@ class Conversation:
                 "Shorten it."
             )
         if gone := (self.begin - before) // 2:
-            turns = "turn has" if gone == 1 else f"{gone} turns have"
-            self._add_note(f"the oldest {turns} left the context of {context:,} tokens; the model no longer knows them")
+            turns, them = ("turn has", "it") if gone == 1 else (f"{gone} turns have", "them")
+            left = f"the oldest {turns} left the context of {context:,} tokens"
+            self._add_note(f"{left}; the model no longer knows {them}")
         return prompt
 
     def _add_note(self, note: str) -> None:

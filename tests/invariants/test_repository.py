@@ -203,7 +203,7 @@ def test_prose_keeps_to_120_characters(document: Path) -> None:
     assert lines == []
 
 
-def test_readme_python_runs_on_a_run(
+def test_python_of_readme_and_models_runs_on_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -213,6 +213,9 @@ def test_readme_python_runs_on_a_run(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert len(capsys.readouterr().out) == len("    def") + 50 + 1
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, "models.md", "exec"), {})
+    assert capsys.readouterr().out == f"(1, {len(tokenizer().encode('    def'))}, {config.vocab_size})\n"
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], "quickstart"), (["--config=smoke"], "--optimizer.momentum")])

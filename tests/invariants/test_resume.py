@@ -150,26 +150,32 @@ def test_finished_run_is_not_changed(whole: TrainConfig):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "words", "unforcible"),
     [
-        (lambda c: replace(c, model=replace(c.model, embed_dim=64)), "model.embed_dim: 32 → 64"),
-        (lambda c: replace(c, model=replace(c.model, dropout=0.2)), "model.dropout: 0.1 → 0.2"),
+        (lambda c: replace(c, model=replace(c.model, embed_dim=64)), "model.embed_dim: 32 → 64", "the model has other"),
+        (lambda c: replace(c, model=replace(c.model, dropout=0.2)), "model.dropout: 0.1 → 0.2", None),
         (
             lambda c: replace(c, optimizer=replace(c.optimizer, learning_rate=0.01)),
             "optimizer.learning_rate: 0.02 → 0.01",
+            None,
         ),
-        (lambda c: replace(c, optimizer=AdamW()), "optimizer: Muon("),
-        (lambda c: replace(c, seed=1), "seed: 1337 → 1"),
-        (lambda c: replace(c, batch_size=16), "batch_size: 8 → 16"),
+        (lambda c: replace(c, optimizer=AdamW()), "optimizer: Muon(", "the optimizer has other"),
+        (lambda c: replace(c, seed=1), "seed: 1337 → 1", None),
+        (lambda c: replace(c, batch_size=16), "batch_size: 8 → 16", None),
     ],
 )
-def test_resume_refuses_and_names_a_change(
-    whole: TrainConfig, change: Callable[[TrainConfig], TrainConfig], words: str
+def test_resume_refuses_and_names_a_change_and_advises_force_where_it_can_work(
+    whole: TrainConfig, change: Callable[[TrainConfig], TrainConfig], words: str, unforcible: str | None
 ):
     with pytest.raises(UserError) as error:
         train(replace(change(whole), steps=12))
     assert words in str(error.value)
-    assert "--resume=force" in str(error.value)
+    forced = "resume in any case with --resume=force" if unforcible is None else f"{unforcible} arrays"
+    assert forced in str(error.value)
+    assert ("not even with --resume=force" in str(error.value)) == (unforcible is not None)
+    if unforcible is not None:
+        with pytest.raises(UserError, match=f"^{unforcible} arrays than the checkpoint.*not even with --resume=force"):
+            train(replace(change(whole), steps=12, resume="force"))
 
 
 def test_resume_refuses_fewer_steps_and_never_and_leaves_the_run_as_it_was(whole: TrainConfig):
@@ -281,6 +287,7 @@ def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_
         assert "Traceback" not in output
         before, stopped_at = stopped_at, RunDir.open(config.directory).find_step()
         assert before < stopped_at < 300
+        assert f"saved step {stopped_at} in {config.directory}" in output
         assert [step for step, _ in read_lines(config.directory)] == list(range(1, stopped_at + 1))
     with pytest.raises(SystemExit) as done:
         main([f"--config={file}", "--steps=305"])
