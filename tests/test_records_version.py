@@ -42,6 +42,7 @@ CHATS = [
     {"prompt": {"role": "user", "content": "P"}, "response": ["assistant", "Q"], "context": "C"},
     *({"prompt": "R", "completion": "T", "history": [["user", "P"], [name, "Q"]]} for name in ("bot", "X")),
 ]
+NESTED = [{"d": {"m": turns("P", "Q"), "system": "S"}} | beside for beside in ({}, {"system": ""}, {"system": "T"})]
 SIDES = {"chosen": " x", "rejected": " y "}
 ANSWER = turns("R", "x")[1:]
 LISTS = {side: turns("R", text) for side, text in SIDES.items()}
@@ -71,6 +72,7 @@ def test_the_version_tells_every_change_of_what_records_become():
     for kind, records in (
         (EncodeConversation(ChatEncoder(tokenizer), {}), CHATS),
         (EncodePair(tokenizer, {}), PAIRS),
+        (EncodeConversation(ChatEncoder(tokenizer), {"d.m": "messages"}), NESTED),
     ):
         for record in records:
             try:
@@ -80,4 +82,4 @@ def test_the_version_tells_every_change_of_what_records_become():
                 continue
             for tokens, marks in documents:
                 found.update(np.asarray(tokens, "<i4").tobytes() + np.asarray(marks, "u1").tobytes() + b"|")
-    assert (RECORDS_VERSION, found.hexdigest()[:16]) == (9, "ee3cb18ea29c3d33")
+    assert (RECORDS_VERSION, found.hexdigest()[:16]) == (10, "d83302f4f5897ae0")
