@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 REQUEUE_STATUS = 75
 """The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
@@ -27,6 +27,7 @@ _NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SY
 """Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
 
 
+@runtime_checkable
 class Announcement(Protocol):
     def __call__(self, status: int, message: str, *, seconds: float) -> None:
         """Tell others for at most so many seconds that this process ends."""
