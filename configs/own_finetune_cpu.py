@@ -5,7 +5,8 @@
 
 Data      any directory of shards in the model's tokens; its validation loss is printed, if it has a validation split
 Model     that of `--init-from`, in rows of 256 tokens; `--model.context-length=1024` reads longer ones
-Optimizer 200 steps of AdamW at 3e-5, nanoGPT's rate for GPT-2; a model as small as the quickstart's wants about 1e-3
+Optimizer 200 steps of AdamW at 3e-5, nanoGPT's rate for GPT-2; smaller models want a higher one
+Measured  not yet on weights of a trained GPT-2
 """
 
 from dataclasses import replace
