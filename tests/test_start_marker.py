@@ -1,5 +1,6 @@
 """What processes that wait for others learn from their markers, and that no marker stays."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jax._src import distributed
 from tiny import python
 
 from gptjax.process import process_end
@@ -115,6 +117,21 @@ def test_markers_leave_nothing_behind(start_of, tmp_path: Path):
     lone = start_of(0)
     assert lone.find_failure() is None
     lone.announce_end(2, "refused", seconds=0.0)
+
+
+def test_handler_that_jax_has_set_outside_of_python_stays_when_all_have_joined(start_of, monkeypatch):
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    of_jax = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: None)
+    address = ctypes.cast(of_jax, ctypes.c_void_p).value
+    marker = start_of(0)
+    before = libc.signal(signal.SIGTERM, address)
+    try:
+        monkeypatch.setattr(distributed.global_state, "preemption_sync_manager", object())
+        marker.close()
+        assert libc.signal(signal.SIGTERM, before) == address
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_second_process_of_a_number_is_refused_and_tells_nothing(start_of, tmp_path: Path):
