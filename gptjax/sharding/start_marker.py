@@ -149,7 +149,7 @@ class StartMarker:
 
     def end_for(self, failure: Failure) -> None:
         """End this process, too."""
-        mark = self._read().get(failure.index)
+        mark = self._read_mark(failure.index)
         if failure.index == self.start.index:
             end_process(failure.message, status=failure.status)
         self._content["cause"] = [failure.index, "" if mark is None else mark.id]
@@ -224,7 +224,7 @@ class StartMarker:
 
         So a command that is tried in another shell with the variables of this start does not end it.
         """
-        mark = self._read().get(self.start.index)
+        mark = self._read_mark(self.start.index)
         if mark is not None:
             self._content["made"] = max(self._content["made"], mark.made)
         is_alive = None if mark is None else mark.process.is_alive(self._judge.own_process)
@@ -254,12 +254,14 @@ class StartMarker:
 
     def _read(self) -> dict[int, Mark]:
         """The markers of all processes, by their numbers."""
-        found = {}
-        for i in range(self.start.count):
-            path = self.start.directory / str(i)
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found[i] = Mark.parse(json.loads(path.read_text(encoding="utf-8")), time=path.stat().st_mtime)
-        return found
+        marks = {i: self._read_mark(i) for i in range(self.start.count)}
+        return {i: mark for i, mark in marks.items() if mark is not None}
+
+    def _read_mark(self, index: int) -> Mark | None:
+        path = self.start.directory / str(index)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return Mark.parse(json.loads(path.read_text(encoding="utf-8")), time=path.stat().st_mtime)
+        return None
 
     def _remove_abandoned(self) -> None:
         """Remove the markers of other starts, all of whose processes were killed."""
