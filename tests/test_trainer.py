@@ -25,9 +25,9 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.goodput import read_spans
 from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW, Constant
+from gptjax.process.process_end import undo_start
 from gptjax.process.restarts import SUPERVISED_VARIABLE
 from gptjax.runs.data_check import make_data_check
-from gptjax.process.process_end import undo_start
 from gptjax.runs.refused_start import check_place, hold_run
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.run_lock import run_lock
