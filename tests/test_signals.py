@@ -70,7 +70,7 @@ def test_stop_that_a_library_drops_or_wraps_is_a_stop():
         gc.callbacks.remove(stop)
         signal.raise_signal(signal.SIGTERM)
 
-    with GracefulShutdown(), pytest.raises(StopRequested):
+    with GracefulShutdown(), pytest.raises(StopRequested):  # noqa: PT012
         gc.callbacks.append(stop)  # under the handlers: any collection, not only the one below, runs it
         gc.collect()
         time.sleep(5)
