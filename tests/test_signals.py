@@ -70,13 +70,10 @@ def test_stop_that_a_library_drops_or_wraps_is_a_stop():
         gc.callbacks.remove(stop)
         signal.raise_signal(signal.SIGTERM)
 
-    def collect() -> None:
+    with GracefulShutdown(), pytest.raises(StopRequested):  # noqa: PT012
         gc.callbacks.append(stop)  # under the handlers: any collection, not only the one below, runs it
         gc.collect()
         time.sleep(5)
-
-    with GracefulShutdown(), pytest.raises(StopRequested):
-        collect()
     with pytest.raises(StopRequested), unwrap(StopRequested):
         raise ImportError from StopRequested(signal.SIGTERM)
     lost = OSError("a save that fails on the way out")
