@@ -263,7 +263,7 @@ class StartMarker:
 
     def _read_mark(self, index: int) -> Mark | None:
         path = self.start.directory / str(index)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             return Mark.parse(json.loads(path.read_text(encoding="utf-8")), time=path.stat().st_mtime)
         return None
 
