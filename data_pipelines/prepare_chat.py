@@ -30,7 +30,6 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from data_pipelines.conversations.block_encoder import ExampleKind
@@ -44,7 +43,7 @@ from data_pipelines.runtime.options import find_model, run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
-from gptjax.data.fitting_flags import CHAT_FLAGS, FEW_TOKENS, FittingFlags
+from gptjax.data.fitting_flags import CHAT_FLAGS, FittingFlags
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import (
@@ -57,8 +56,6 @@ from gptjax.tokenization.chat_template import (
 )
 from gptjax.tokenization.tokenizer import Tokenizer
 
-LARGE_WEIGHTS = 2**26
-"""Bytes of a model's weights from which few chats are learned at a rate that does not undo the rest."""
 LEARNED = re.compile(r"bpe:\d+")
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 
@@ -85,15 +82,11 @@ class PrepareChat(PrepareScored):
         """Whether the tokenizer is learned from these conversations."""
         return LEARNED.fullmatch(self.tokenizer) is not None
 
-    def choose_flags(self, tokens: int) -> str:
-        flags, model = super().choose_flags(tokens), find_model(self.tokenizer)
-        if model is not None and tokens < FEW_TOKENS and sum(map(_size, model.glob("*.safetensors"))) >= LARGE_WEIGHTS:
-            return f"{flags} --optimizer.learning-rate=1e-5"  # the config's rate is for models of a million parameters
-        return flags.removesuffix(" --init-from=RUN") if self.is_learned else flags  # no run knows its ids yet
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
+    def describe_start(self) -> str:
+        """A model with other ids cannot be the start, so one is named only where it may exist."""
+        if self.is_learned or find_model(self.tokenizer) is not None:
+            return ""
+        return "\nor the same with --init-from=RUN, a run or a saved model that has this tokenizer"
 
 
 def find_template(name: str) -> ChatTemplate:

@@ -20,6 +20,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 """
 
 import contextlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,7 @@ from data_pipelines.conversations.preference_formats import FIELDS, read_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
-from data_pipelines.runtime.options import run_command
+from data_pipelines.runtime.options import find_model, run_command
 from data_pipelines.scored_shards import ExampleSplit, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.data.fitting_flags import PAIR_FLAGS, FittingFlags
@@ -49,6 +50,18 @@ class PreparePreferences(PrepareScored):
     train_flags: ClassVar[FittingFlags] = PAIR_FLAGS
     as_turns: bool = False
     """Make turns of plain text: the prompt the user's message, the answers the assistant's."""
+
+    def choose_flags(self, tokens: int) -> str:
+        """Pairs are learned from a model, which is their reference, too."""
+        flags = super().choose_flags(tokens)
+        return flags if find_model(self.tokenizer) is not None else f"{flags} --init-from=RUN"
+
+    def describe_start(self) -> str:
+        """What RUN stands for, where no model is known."""
+        if find_model(self.tokenizer) is not None:
+            return ""
+        first = f"train first on chats or texts that are prepared with --tokenizer={shlex.quote(str(self.output))}"
+        return f"\nRUN is a run or a saved model that has this tokenizer. If you have none, {first}."
 
     def suggest_flags(self, notes: Iterable[str]) -> str | None:
         return "--as-turns" if any("--as-turns makes" in note for note in notes) else None

@@ -25,7 +25,7 @@ from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.fields import parse_renaming
 from data_pipelines.readers.record_sources import RecordSource, open_records
 from data_pipelines.readers.records import BLOCK_BYTES
-from data_pipelines.runtime.options import ShardOptions, find_model, require_at_least
+from data_pipelines.runtime.options import ShardOptions, count_weight_bytes, find_model, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.split_specs import INSTEAD
 from gptjax.core.errors import UserError, count_of
@@ -96,9 +96,11 @@ class PrepareScored(ShardOptions):
         return tokenizer if directory is None else with_jinja(tokenizer, read_jinja_template(directory))
 
     def choose_flags(self, tokens: int) -> str:
-        """Where the tokenizer is that of a model, the model is named, too."""
-        flags, model = super().choose_flags(tokens), find_model(self.tokenizer)
-        return flags if model is None else flags.replace("=RUN", f"={shlex.quote(str(model))}")
+        """Where the tokenizer is that of a model, the model is named, too, and its size decides."""
+        if (model := find_model(self.tokenizer)) is None:
+            return super().choose_flags(tokens)
+        flags = self.train_flags.choose(tokens, weight_bytes=count_weight_bytes(model))
+        return f"{flags} --init-from={shlex.quote(str(model))}"
 
     @property
     def effective_split(self) -> str:

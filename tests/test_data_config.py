@@ -10,7 +10,8 @@ from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_sh
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
 from gptjax.data.batch_size import BatchSize
-from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards, list_directories
+from gptjax.data.preferences import PreferenceShards
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.runs.run_dir import RunDir
@@ -81,8 +82,14 @@ def test_documents_of_shards_begin_with_their_end_of_text(tmp_path: Path) -> Non
 
 def test_load_tokenizer_without_shards_names_the_directory(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "absent", "no such directory of shards"), (tmp_path, "no files of the split")):
-        with pytest.raises(UserError, match=message):
-            TokenShards(path=str(path)).load_tokenizer()
+        for kind in (TokenShards, PreferenceShards):
+            with pytest.raises(UserError, match=message):
+                kind(path=str(path)).load_tokenizer()
+
+
+def test_directories_of_a_mixture_are_those_of_its_parts(sets: tuple[Path, Path]) -> None:
+    inner = make_mixture(sets)
+    assert list_directories(Mixture((MixtureComponent(inner), *inner.components[:1]))) == [*map(str, [*sets, sets[0]])]
 
 
 def test_open_names_a_file_with_a_token_beyond_the_vocabulary(tmp_path: Path) -> None:

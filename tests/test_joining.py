@@ -60,7 +60,7 @@ def test_error_says_who_came(
         (0, {"::1": 1}, "1 of 4 processes are here (from ::1) after 30 s. {}; processes 1 to 3 are missing"),
         (0, {"::1": 1, "10.0.0.7": 2}, "3 of 4 processes are here (from 10.0.0.7, ::1) after 30 s. {}"),
         (2, {}, "process 0 does not answer at localhost:12 after 30 s. {}"),
-        (2, {"10.0.0.1": 1}, None),
+        (2, {"10.0.0.1": 1}, "process 0 is there, but not all others are, after 30 s. {}"),
         (0, None, None),
     ],
 )
@@ -74,6 +74,35 @@ def test_wait_says_for_whom_and_how_long(
     waiting.look()
     waiting.look()
     assert waiting.describe_progress(30.0) == (line and line.format("The wait ends after 300 s"))
+
+
+@pytest.mark.parametrize(
+    ("index", "counts", "message"),
+    [
+        (0, [*[3] * 5, *[2] * 15], "a process on 10.0.0.7 was there, and is gone before all 4 had joined."),
+        (0, [*[3] * 5, *[2] * 14], None),
+        (0, [*[3] * 4, *[2] * 30], None),  # a probe of the port, which leaves
+        (0, [*[3] * 5, *[2] * 14, 3, *[2] * 14], None),  # it has connected again
+        (0, [1, 2, 2, 3, *[3] * 30], None),
+        (2, [1, *[0] * 15], "Process 0 was there, and answers no more."),
+        (2, [1, *[0] * 14], None),
+        (2, [0] * 30, None),
+    ],
+)
+def test_process_whose_connection_has_ended_is_gone(
+    index: int, counts: list[int], message: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where no directory is shared, and where only JAX knows the numbers."""
+    left = [joining.Counter({"::1": min(count, 1), "10.0.0.7": max(count - 1, 0)}) for count in counts]
+    monkeypatch.setattr(joining, "find_peers", lambda port, *, is_server: +left.pop(0))
+    waiting = JoinWatch(address="localhost:12", index=index, count=4, seconds=300)
+    for _ in counts:
+        waiting.look()
+    lost = waiting.find_lost()
+    assert lost == (message and f"{message} Look at its output, and give the same command again on all.")
+    shown = SimpleNamespace(has_seen_others=lambda: True)  # the markers know its number
+    waiting._marker = shown  # pyright: ignore[reportAttributeAccessIssue]
+    assert waiting.find_lost() == (lost if index else None)
 
 
 @pytest.mark.parametrize(

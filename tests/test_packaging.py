@@ -139,7 +139,8 @@ def test_an_editable_install_works_beside_a_clone_called_gptjax(tmp_path: Path) 
         pytest.skip("building needs setuptools 77 or newer")
     assert built.returncode == 0, built.stderr
     code = f"import site; site.addsitedir({str(site)!r}); import gptjax; print(gptjax.__file__)"
-    words = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, ''); {code}"]
+    alone = "sys.path[:] = ['', *(path for path in sys.path if not os.path.isdir(path + '/gptjax'))]"
+    words = [sys.executable, "-P", "-c", f"import os, sys; {alone}; {code}"]  # without the install of who tests
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(clone / "gptjax" / "__init__.py")

@@ -22,6 +22,7 @@ from data_pipelines.conversations.examples import EMPTY_MESSAGE, MARKS, REPEATED
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.prepare_chat import PrepareChat, find_template, prepare_chat
+from data_pipelines.prepare_preferences import PreparePreferences
 from data_pipelines.readers.records import NOT_JSON
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError, count_of
@@ -139,16 +140,22 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     assert "were added" not in capsys.readouterr().out
     learned, given = (PrepareChat(source="q", tokenizer=name, output=tmp_path) for name in ("bpe:280", "gpt2"))
     assert learned.choose_flags(9) == "--config=own_chats_cpu", "no run knows these ids"
-    assert given.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
     of_gpt2 = PrepareChat(source="q", tokenizer=f"gpt2:{tmp_path}", output=tmp_path)
-    assert of_gpt2.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
+    assert {options.choose_flags(9) for options in (given, of_gpt2)} == {"--config=own_chats_cpu"}
+    assert [bool(options.describe_start()) for options in (learned, given, of_gpt2)] == [False, True, True]
     (tmp_path / "my run/checkpoints").mkdir(parents=True)
     of_a_run = PrepareChat(source="q", tokenizer=f"{tmp_path}/my run", output=tmp_path)
     assert of_a_run.choose_flags(9) == f"--config=own_chats_cpu --init-from='{tmp_path}/my run'"
     (tmp_path / "my run/config.json").touch()
     with (tmp_path / "my run/model.safetensors").open("wb") as weights:
         weights.truncate(2**26)
-    assert of_a_run.choose_flags(9).endswith("my run' --optimizer.learning-rate=1e-5"), "as large as GPT-2"
+    assert " --optimizer.learning-rate=1e-5 --init" in of_a_run.choose_flags(9), "as large as GPT-2"
+    pairs = PreparePreferences(source="q", tokenizer=f"{tmp_path}/my run", output=tmp_path)
+    assert pairs.choose_flags(9).startswith("--config=own_pairs_cpu --optimizer.learning-rate=5e-6 --init-from='/")
+    for step in (9, 10):  # of a run, whose newest checkpoint counts
+        (tmp_path / f"my run/checkpoints/{step}/model/d").mkdir(parents=True)
+    (tmp_path / "my run/checkpoints/9/model/d/weights").write_bytes(bytes(2**26))
+    assert "learning-rate" not in of_a_run.choose_flags(9) + pairs.choose_flags(9)
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()

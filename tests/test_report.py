@@ -115,7 +115,7 @@ def test_describe_run_notes_conversations_that_are_cut_or_see_another(
     documents = draw_documents(60, seed=1)
     shards = write_documents(tmp_path / "chats", {"train": documents, "val": documents[:8]})
     note = "note: the data holds conversations, of which the answers alone are learned, but rows cut them"
-    named = "as in --config=own_chats_cpu --init-from=RUN\n"
+    named = "as in --config=own_chats_cpu\n"
     data, model = TokenShards(path=str(shards), packing=packing), replace(config.model, intra_document_mask=masked)
     describe(replace(config, data=data, model=model, evaluators=()))
     printed = capsys.readouterr().out

@@ -127,11 +127,11 @@ def test_steps_behind_the_end_of_a_schedule_are_told(config: TrainConfig, capsys
     save(adopt_history(config), 50)
     with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
         with contextlib.suppress(Exception):
-            restore_state(adopt_history(replace(config, steps=50)), checkpoints, {}, SINGLE)
+            restore_state(adopt_history(replace(config, steps=50)), checkpoints, 50, {}, SINGLE)
         assert "the run is complete. --steps=100" in capsys.readouterr().out, "nothing is evaluated again"
         for steps, flags, is_told in ((100, {}, False), (200, {}, True), (200, {"schedule_steps": 200}, False)):
             with contextlib.suppress(Exception):  # the saved state is of another model
-                restore_state(adopt_history(replace(config, steps=steps, **flags)), checkpoints, {}, SINGLE)
+                restore_state(adopt_history(replace(config, steps=steps, **flags)), checkpoints, 50, {}, SINGLE)
             told = "the schedule ends at step 100; from there on the learning rate is"
             assert (told in (printed := capsys.readouterr().out)) == is_told
             assert f"--schedule-steps={steps}" in printed or not is_told
@@ -158,11 +158,11 @@ def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
             (packed, "data.packing: concat → best_fit"),
         ):
             with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from='{config.directory}'"):
-                restore_state(changed, checkpoints, {}, SINGLE)
+                restore_state(changed, checkpoints, 50, {}, SINGLE)
             with pytest.raises(
                 UserError, match=rf"learned something else:\n(.*\n)*{field} makes other.* not even with"
             ):
-                restore_state(replace(changed, resume="auto"), checkpoints, {}, SINGLE)
+                restore_state(replace(changed, resume="auto"), checkpoints, 50, {}, SINGLE)
 
 
 def test_forced_resume_with_other_rows_of_a_mixture_is_refused(config: TrainConfig):
@@ -177,7 +177,7 @@ def test_forced_resume_with_other_rows_of_a_mixture_is_refused(config: TrainConf
             (Mixture((heavier, fit)), r"data.components until step 50: weights \(1.0, 1.0\) .* → weights \(3.0, 1.0\)"),
         ):
             with pytest.raises(UserError, match=f"^{message}"):
-                restore_state(replace(config, data=data), checkpoints, {}, SINGLE)
+                restore_state(replace(config, data=data), checkpoints, 50, {}, SINGLE)
     saved = SavedRun(50, replace(config, resume="auto"), {})
     assert check_same_run(replace(config, data=Mixture((later, fit))), saved, {})
 
@@ -188,6 +188,8 @@ def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, cap
         with pytest.raises(UserError, match=r"--resume=15: .* There are: 10, 20, 30"):
             checkpoints.choose_step(15)
         assert checkpoints.choose_step(10) == 10
+        assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "30"}
+        checkpoints.clear()
         assert {path.name for path in tmp_path.iterdir()} == {"10", "10.after_10", "20.after_10", "30.after_10"}
         checkpoints.save(20, make_state(), metadata={}, best_value=None)
         checkpoints.wait()
@@ -199,6 +201,7 @@ def test_going_back_to_the_newest_step_leaves_a_mark(tmp_path: Path, capsys: pyt
     save_steps(tmp_path, 10)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         assert checkpoints.choose_step(10) == 10
+        checkpoints.clear()
         assert "has gone back" not in capsys.readouterr().out
         checkpoints.save(20, make_state(), metadata={}, best_value=None)
         checkpoints.wait()
@@ -228,7 +231,7 @@ def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: py
         patch.setattr(checkpoint_rotation, "_set_aside", rename_and_stop)
         patch.setattr(checkpoint_rotation, "find_damage_once", lambda path: [])
         with pytest.raises(KeyboardInterrupt):
-            checkpoint_rotation.roll_back_to(tmp_path, 10)
+            checkpoint_rotation.make_way(tmp_path, checkpoint_rotation.choose_step(tmp_path, 10))
     assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "30", "40.after_10", "10.after_10.begun"}
     assert checkpoint_rotation.find_last_kept(tmp_path) == 10
     monkeypatch.setattr(checkpoint_rotation, "describe_incomplete", lambda path: None)

@@ -1,73 +1,27 @@
 """What processes that wait for others learn from their markers, and that no marker stays."""
 
 import ctypes
+import errno
+import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from jax._src import distributed
 from tiny import python
 
 from gptjax.process import process_end
-from gptjax.sharding.start_judge import SILENCE_SECONDS, Judge, Mark, Process
-from gptjax.sharding.start_marker import TWIN_BEATS, StartMarker, find_start
+from gptjax.sharding import start_marker
+from gptjax.sharding.start_judge import Failure
+from gptjax.sharding.start_marker import TWIN_BEATS, Start, StartMarker, _find_network, find_start
 
 PLACE = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3"}
-
-
-def make_mark(id: str = "x", *, beat: int = 1, time: float = 100.0, **changes: object) -> Mark:
-    mark = Mark(id, beat, "node1", Process("another machine", 7, "1"), made=0, end=None, cause=None, time=time)
-    return mark._replace(**changes)  # pyright: ignore[reportArgumentType]
-
-
-def judge(*looks: Mark | None, seconds: float = 1.0, is_alive: bool | None = None) -> tuple[str, int] | None:
-    """What process 0 of three learns of process 1, whose marker it sees so at each look."""
-    found = Judge(0, 3, "own", is_alive=lambda *_: is_alive)
-    for i, mark in enumerate(looks):
-        if failure := found.look({} if mark is None else {1: mark}, now=i * seconds, own_time=100.0):
-            return failure.message, failure.status
-    return None
-
-
-LONG = int(SILENCE_SECONDS) + 2
-LIVE = [make_mark(beat=i) for i in range(LONG)]
-STANDS = [make_mark()] * LONG
-IS_GONE = ("process 1 of 3 on node1 is gone: it was killed or stopped before all had joined.", 75)
-
-
-def test_only_what_was_seen_to_live_and_stands_still_is_dead():
-    assert judge(*LIVE) is None
-    assert judge(*[None] * LONG) is None  # late
-    assert judge(*LIVE[:2], *[LIVE[1]] * LONG) == IS_GONE
-    assert judge(*STANDS) == IS_GONE  # killed shortly before this process came
-    assert judge(*STANDS[:4]) is None
-    assert judge(*[make_mark(time=60.0)] * LONG) is None  # of an earlier start
-    assert judge(*[make_mark(time=60.0)] * 5, *LIVE[:5], *[LIVE[5]] * LONG) == IS_GONE  # it has come anew
-    assert judge(*STANDS[:5], None, make_mark("y"), *[make_mark("y", beat=2)] * 5) is None  # so has this one
-    assert judge(*STANDS[:10], seconds=60.0) is None  # this process was stopped itself
-    assert judge(*LIVE[:2], *[LIVE[1]] * 4, is_alive=False) == IS_GONE  # on this machine that is known at once
-    assert judge(*LIVE[:2], *[LIVE[1]] * LONG, is_alive=True) is None  # it imports, from a slow disk
-
-
-@pytest.mark.parametrize(("status", "repeated"), [(2, 2), (1, 1), (130, 75), (75, 75)])
-def test_process_that_has_ended_is_told_with_its_error(status: int, repeated: int):
-    ended = make_mark(beat=9, end=(status, "There is no flag --stepps."))
-    said = ("process 1 of 3 on node1 has ended: There is no flag --stepps.", repeated)
-    assert judge(None, ended) == judge(make_mark(), ended) == said
-    assert judge(*[ended] * LONG) is None  # one that lives tells it to those that come later by new beats
-    assert judge(ended, ended._replace(beat=10)) == said
-
-
-def test_end_because_of_an_earlier_start_of_this_process_does_not_count():
-    ended = make_mark(beat=9, end=(75, "process 0 of 3 on node0 is gone: …"), cause=(0, "an earlier one"))
-    assert judge(None, ended) is None
-    assert judge(None, ended._replace(cause=(0, "own"))) == ("process 0 of 3 on node0 is gone: …", 75)
-    assert judge(None, ended._replace(cause=(2, "z"))) == ("process 0 of 3 on node0 is gone: …", 75)
 
 
 def test_start_is_known_before_a_config_is_read():
@@ -76,15 +30,29 @@ def test_start_is_known_before_a_config_is_read():
     assert (found.index, found.count) == (2, 3)
     assert found.directory.parent == Path("/data/runs")
     job = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
-    assert find_start([], PLACE | {"JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "localhost:1"}) != found
+    for other in ({"JAX_COORDINATOR_ADDRESS": "b:1"}, {"JAX_NUM_PROCESSES": "4"}):
+        assert find_start(["--output-dir=/data/runs"], PLACE | {"JAX_PROCESS_ID": "2"} | other) not in (None, found)
     starts = [find_start([], job | {"SLURM_JOB_ID": name}) for name in "778"]
     assert starts[0] == starts[1] != starts[2]
     assert starts[0] is not None
     assert starts[0].directory.parent == Path.cwd() / "runs"
     many = PLACE | {"JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "257"}
-    for wrong in ({}, many, PLACE, PLACE | {"JAX_PROCESS_ID": "3"}, {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "3"}):
+    alone = PLACE | {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "1"}
+    no_place = {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "3"}
+    for wrong in ({}, many, alone, PLACE, PLACE | {"JAX_PROCESS_ID": "3"}, no_place):
         assert find_start([], wrong) is None
     assert find_start(["--output-dir=gs://a"], PLACE | {"JAX_PROCESS_ID": "2"}) is None
+
+
+def test_address_of_one_machine_alone_means_that_machine(monkeypatch: pytest.MonkeyPatch):
+    place = PLACE | {"JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "[::1]:1"}
+    here = find_start([], place)
+    assert [bool(_find_network(f"{host}:1")) for host in ("localhost", "127.0.0.5", "[::1]", "node1", "")] == [
+        *[True] * 3,
+        *[False] * 2,
+    ]
+    monkeypatch.setattr(start_marker, "_find_network", lambda address: "another machine")
+    assert find_start([], place) != here
 
 
 @pytest.fixture
@@ -117,6 +85,250 @@ def test_markers_leave_nothing_behind(start_of, tmp_path: Path):
     lone = start_of(0)
     assert lone.find_failure() is None
     lone.announce_end(2, "refused", seconds=0.0)
+
+
+class Members:
+    """Markers of the processes of one start, without threads. Time passes while one of them sleeps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.now, self.directory = 0.0, directory
+        self.others: list[StartMarker] = []
+        """They exchange while one sleeps."""
+
+    def begin(self, index: int, *, is_away: bool = False) -> StartMarker:
+        """A marker, which is written; one that `is_away` is of a machine that cannot be asked."""
+        marker = StartMarker(Start(self.directory / "runs" / ".start-0123456789ab", index, 3))
+        if is_away:
+            marker._content["machine"] = "another machine"
+        marker._exchange()
+        return marker
+
+    def exchange(self, *markers: StartMarker, rounds: int = 1) -> None:
+        for _ in range(rounds):
+            self.now += 1.0
+            for marker in markers:
+                marker._exchange()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for marker in self.others:
+            marker._exchange()
+
+    def measure_end(self, marker: StartMarker, *arguments: Any, **options: Any) -> float:
+        """The seconds that one took to tell the others of its end."""
+        begun = self.now
+        marker.announce_end(*arguments, **options)
+        return self.now - begun
+
+
+@pytest.fixture
+def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Members:
+    made = Members(tmp_path)
+    clock = SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep, strftime=time.strftime, gmtime=time.gmtime)
+    monkeypatch.setattr(start_marker, "time", clock)
+    return made
+
+
+def list_left(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_one_that_ends_tells_those_that_wait_for_a_minute(members: Members, capsys: pytest.CaptureFixture[str]):
+    first, other = members.begin(0), members.begin(1)
+    members.exchange(first, other)
+    members.others = [other]
+    assert members.measure_end(first, 2, "There is no flag.\nmore") == 60.0
+    failure = other.find_failure()
+    assert failure is not None
+    assert (failure.index, failure.status) == (0, 2)
+    assert failure.message.endswith("has ended: There is no flag.")
+    assert capsys.readouterr().err.count("tells the others why it ends") == 1
+    assert list_left(members.directory) == ["runs/.start-0123456789ab/1"]
+    assert members.measure_end(first, 2, "again") == 0.0
+    first._exchange()
+    assert list_left(members.directory) == ["runs/.start-0123456789ab/1"]
+
+
+@pytest.mark.parametrize(
+    ("others", "waits", "seconds", "wanted"),
+    [
+        (0, False, None, 10.0),  # those that begin a little later
+        (0, False, 3.0, 3.0),
+        (0, True, None, 0.0),
+        (1, True, None, 8.0),  # the end of a process that waits takes no longer
+        (1, False, 3.0, 3.0),
+    ],
+)
+def test_one_that_ends_waits_for_late_ones_and_no_longer_than_it_may(
+    others: int, waits: bool, seconds: float | None, wanted: float, members: Members
+):
+    first, *members.others = (members.begin(i) for i in range(others + 1))
+    members.exchange(first, *members.others)
+    if waits:
+        assert first.find_failure() is None
+    assert members.measure_end(first, 2, "", **({} if seconds is None else {"seconds": seconds})) == wanted
+
+
+def test_one_that_ends_waits_for_nobody_who_has_ended_too(members: Members):
+    first, second, third = (members.begin(i) for i in range(3))
+    members.exchange(first, second, third)
+    for marker in (second, third):
+        marker._content["end"] = [75, "the same"]
+    members.others = [second, third]
+    assert members.measure_end(first, 75, "") == 0.5
+    lone = members.begin(0)
+    lone.start.directory.rename(members.directory / "moved")
+    lone.start.directory.write_text("")  # it cannot write any more, and nobody reads
+    assert members.measure_end(lone, 75, "") == 0.0
+
+
+@pytest.mark.parametrize(("status", "resumes"), [(75, True), (2, False)])
+def test_one_that_ends_for_another_names_it_and_removes_its_marker(
+    status: int, resumes: bool, members: Members, monkeypatch: pytest.MonkeyPatch
+):
+    ends: list[tuple[str, int]] = []
+
+    def end(message: str, *, status: int) -> NoReturn:
+        ends.append((message, status))
+        raise SystemExit(status)
+
+    monkeypatch.setattr(start_marker, "end_process", end)
+    first, gone, third = members.begin(0), members.begin(1, is_away=True), members.begin(2)
+    members.exchange(first, gone, third)
+    with pytest.raises(SystemExit):
+        first.end_for(Failure(1, "gone", status))
+    with pytest.raises(SystemExit):
+        third.end_for(Failure(2, "another has come", 2))
+    assert ends == [
+        ("gone\nResume with, on all: the same command" if resumes else "gone", status),
+        ("another has come", 2),
+    ]
+    members.exchange(first, third, rounds=2)
+    assert first._content["cause"] == [1, gone._id]
+    third.close()
+    assert list_left(members.directory) == [f"runs/.start-0123456789ab/{i}" for i in (0, 1)]
+    members.exchange(first, rounds=3)
+    first.close()
+    assert list(members.directory.iterdir()) == []
+
+
+def test_marker_of_one_that_lives_is_left(members: Members):
+    first, other = members.begin(0), members.begin(1, is_away=True)
+    members.exchange(first, other)
+    first._content["cause"] = [1, other._id]
+    (first.start.directory / "0").unlink()
+    twin = members.begin(0)
+    first.close()
+    assert list_left(members.directory) == [f"runs/.start-0123456789ab/{i}" for i in (0, 1)]
+    other.close()
+    twin.close()
+    assert list(members.directory.iterdir()) == []
+
+
+def test_directories_of_the_user_stay_and_those_that_were_made_go_with_the_last_marker(members: Members):
+    (members.directory / "mine").mkdir()
+    members.directory /= "mine"
+    killed = members.begin(1, is_away=True)
+    again = StartMarker(killed.start)
+    members.exchange(again, rounds=7)
+    assert again._is_written  # it has the place of one that stood still
+    again.close()
+    assert list(members.directory.parent.iterdir()) == [members.directory]
+    assert list(members.directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_place_of_one_that_may_live_is_taken_only_where_it_stands_still(is_away: bool, members: Members):
+    first = members.begin(1, is_away=is_away)
+    second = StartMarker(first.start)
+    members.exchange(second, rounds=5)
+    assert not second._is_written
+    members.exchange(second, rounds=2)
+    assert second._is_written == is_away
+    assert second.find_failure() is None
+
+
+def test_one_whose_number_another_renews_is_refused_after_three_beats(members: Members):
+    first = members.begin(1, is_away=True)
+    second, third = StartMarker(first.start), StartMarker(first.start)
+    third._failure = known = Failure(0, "process 0 has ended", 75)
+    for marker in (second, third):
+        marker._exchange()
+    for beat in range(1, 8):
+        members.exchange(first, second, third)
+        members.exchange(second, third, rounds=2)
+        failure = second.find_failure()
+        assert (failure is None) == (beat < 3)
+        assert failure is None or (failure.index, failure.status) == (1, 2)
+        assert not second._is_written
+    assert third.find_failure() is known
+
+
+def test_first_failure_stays_known_and_a_lone_process_misses_nobody(members: Members):
+    first, other = members.begin(0), members.begin(1)
+    assert first.list_absent() == []
+    assert not first.has_seen_others()
+    members.exchange(first, other)
+    assert first.list_absent() == [2]
+    other._content["end"] = [2, "refused"]
+    members.exchange(other, first)
+    known = first.find_failure()
+    assert known is not None
+    other.close()
+    members.exchange(first)
+    assert first.find_failure() == known
+    first.close()
+    assert list(members.directory.iterdir()) == []
+
+
+def test_marker_is_written_in_one_piece_and_what_is_none_is_passed_over(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+):
+    first = members.begin(0)
+    for i, content in enumerate(("", "[]", '{"id": "x"}', json.dumps(first._content | {"end": [1]})), 1):
+        (first.start.directory / str(i)).write_text(content)
+        assert first._read_mark(i) is None
+        (first.start.directory / str(i)).unlink()
+
+    def fail(path: Path, target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = (first.start.directory / "0").read_text()
+    assert json.loads(before)["beat"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        first._exchange()
+    assert not first._is_written
+    assert list_left(members.directory) == ["runs/.start-0123456789ab/0"]
+    assert (first.start.directory / "0").read_text() == before
+    first._exchange()
+    assert first._is_written
+    assert json.loads((first.start.directory / "0").read_text())["beat"] == 3
+
+
+def test_start_removes_directories_of_markers_that_are_older_than_an_hour(start_of, tmp_path: Path):
+    names = {".start-000000000001": 7200, ".start-000000000002": 1800, "a run": 7200}
+    for name, age in names.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        os.utime(tmp_path / "runs" / name, (time.time() - age,) * 2)
+    marker = start_of(0)
+    left = {path.name for path in (tmp_path / "runs").iterdir()} - {marker.start.directory.name}
+    assert left == {".start-000000000002", "a run"}
+    marker.close()
+
+
+def test_marker_renews_itself_and_hears_of_the_end_of_the_process(start_of, monkeypatch: pytest.MonkeyPatch):
+    at_exit: list[object] = []
+    monkeypatch.setattr(start_marker.atexit, "register", at_exit.append)
+    monkeypatch.setattr(start_marker.atexit, "unregister", at_exit.remove)
+    threads = [thread for thread in threading.enumerate() if thread.name == "start marker"]
+    marker = start_of(0)
+    assert len([thread for thread in threading.enumerate() if thread.name == "start marker"]) > len(threads)
+    assert process_end.has_peers()
+    assert at_exit == [marker.close]
+    marker.close()
+    assert not process_end.has_peers()
+    assert at_exit == []
 
 
 def test_handler_that_jax_has_set_outside_of_python_stays_when_all_have_joined(start_of, monkeypatch):
@@ -174,25 +386,6 @@ def test_process_that_ended_is_told_and_makes_way_for_one_that_comes_again(start
     assert StartMarker.begin([]) is None  # a later call in a notebook
     assert again._closed.is_set()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_process_of_this_machine_is_looked_up():
-    own = Process.own()
-    if not own.machine:
-        pytest.skip("this system does not tell")
-    began = ""
-    child = subprocess.Popen(["sleep", "60"])
-    try:
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        process = Process(own.machine, child.pid, began := fields[19])
-        assert process.is_alive(own)
-        assert process._replace(began="1").is_alive(own) is False  # its number was given to another
-        assert process._replace(machine="another").is_alive(own) is None
-    finally:
-        child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert Process(own.machine, child.pid, began).is_alive(own) is False  # also while its parent has not asked
-        child.wait()
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.goodput import read_spans
 from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW, Constant
+from gptjax.process.process_end import undo_start
 from gptjax.process.restarts import SUPERVISED_VARIABLE
 from gptjax.runs.data_check import make_data_check
 from gptjax.runs.refused_start import check_place, hold_run
@@ -198,9 +199,15 @@ def test_refused_start_leaves_what_was_there(
     assert "reference: computing" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("is_by_another", [False, True])
 @pytest.mark.parametrize("is_over", [False, True])
-def test_refused_start_removes_only_what_gptjax_has_written_in_it(tmp_path: Path, is_over: bool) -> None:
-    """Others may write into the directory meanwhile, and a run that has begun is no start."""
+def test_refused_start_removes_only_what_gptjax_has_written_in_it(
+    tmp_path: Path, is_over: bool, is_by_another: bool
+) -> None:
+    """Others may write into the directory meanwhile, and a run that has begun is no start.
+
+    Where another process is refused, a thread ends this one, which leaves no block.
+    """
     run = tmp_path / "new" / "run"
     own = {".lock", "console.log", "reference/0/train.npy"}
 
@@ -212,10 +219,12 @@ def test_refused_start_removes_only_what_gptjax_has_written_in_it(tmp_path: Path
                 (run / name).write_text("")
             if is_over:
                 end_start()
-            raise UserError("refused")
+            if is_by_another:
+                undo_start()
+            raise RuntimeError("refused") if is_by_another else UserError("refused")
 
     for others in (set(), {"notes.txt", "export/model.bin", "metrics.jsonl.before", "checkpoints/1"}):
-        with pytest.raises(UserError, match="refused"):
+        with pytest.raises((UserError, RuntimeError), match="refused"):
             start(others)
         left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
         assert left == (own if is_over else set()) | others

@@ -68,6 +68,10 @@ class ShardOptions:
         """The flags of a training command that suit so many tokens."""
         return self.train_flags.choose(tokens)
 
+    def describe_start(self) -> str:
+        """What a message adds about the model with which training may or must begin."""
+        return ""
+
     def suggest_flags(self, notes: Iterable[str]) -> str | None:
         """Flags with which the same source is usually meant, where the notes of its preparation tell so."""
         return None
@@ -102,6 +106,14 @@ def find_model(tokenizer: str | None) -> Path | None:
         return None
     is_saved = (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
     return directory if is_saved or (directory / "checkpoints").is_dir() else None
+
+
+def count_weight_bytes(model: Path) -> int:
+    """Bytes of the weights of a saved model, or of a run's newest checkpoint."""
+    steps = [folder for folder in model.glob("checkpoints/*/model") if folder.parent.name.isdecimal()]
+    newest = max(steps, key=lambda folder: int(folder.parent.name), default=None)
+    files = model.glob("*.safetensors") if newest is None else newest.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def require_at_least(minimum: int, **options: int | None) -> None:
@@ -145,4 +157,5 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
             f"next: prepare more text. {config} needs {options.least_tokens} tokens in each split, and "
             f"{name} has {splits[name].tokens}."
         )
-    return f"next: python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"
+    command = f"python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"
+    return f"next: {command}{options.describe_start()}"

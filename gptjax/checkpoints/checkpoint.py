@@ -39,7 +39,7 @@ from gptjax.checkpoints.checkpoint_format import (
 )
 from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs, suggest_anew
 from gptjax.checkpoints.joint_save import JointCheckpointer
-from gptjax.checkpoints.rotation import ALL_DAMAGED, choose_step, clear_unfinished, prune, roll_back_to
+from gptjax.checkpoints.rotation import ALL_DAMAGED, Choice, choose_step, clear_unfinished, make_way, prune
 from gptjax.core.directory_identity import DirectoryIdentity
 from gptjax.core.errors import UserError
 from gptjax.core.files import make_directories
@@ -112,13 +112,19 @@ class CheckpointManager:
         self._pending: Future[None] | None = None
         self._attempts: Counter[int] = Counter()
         """How often each step was tried to save; the same in all processes."""
+        self._choice = Choice()
 
     def clear(self) -> None:
-        """Clear what a killed process left behind, and set incomplete steps aside. All processes must call this."""
+        """Clear what a killed process left behind, and set aside what the chosen step does not go on from.
+
+        All processes must call this.
+        """
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints read")  # nothing moves while others read
         if jax.process_index() == 0:
-            clear_unfinished(self._directory)
+            clear_unfinished(self._directory, reported=self._choice.passed_over)
+            make_way(self._directory, self._choice)
+            self._choice = Choice()
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -212,17 +218,16 @@ class CheckpointManager:
     def choose_step(self, back_to: int | None = None) -> int | None:
         """The newest step to go on from, agreed on by all processes; None if nothing was saved.
 
-        With `back_to` the steps after that one are kept as `STEP.after_BACK_TO`. That happens once: where such a
-        directory exists, the run has gone back already and goes on.
-
-        Damaged ones are passed over with a warning and kept as `STEP.damaged`. Reads every byte of the chosen step.
+        It is `back_to` if that is given, once: where a `STEP.after_BACK_TO` exists, the run has gone back already and
+        goes on. Damaged ones are passed over with a warning. Reads every byte of the chosen step. Nothing moves before
+        `clear`.
 
         Raises:
             UserError: there are checkpoints, and all are damaged.
         """
-        if jax.process_index() == 0 and back_to is not None:
-            roll_back_to(self._directory, back_to)
-        chosen = choose_step(self._directory) if jax.process_index() == 0 else None
+        if jax.process_index() == 0:
+            self._choice = choose_step(self._directory, back_to)
+        chosen = self._choice.step
         if jax.process_count() > 1:
             chosen = int(multihost_utils.broadcast_one_to_all(-1 if chosen is None else chosen))
             chosen = None if chosen == -1 else chosen

@@ -182,15 +182,17 @@ def list_passed_over(directory: Path) -> list[Path]:
 
 def suggest_anew(directory: Path) -> str:
     """What to do about a run without a whole checkpoint. It does not begin anew where damaged ones are left."""
-    aside = [path.name for path in list_passed_over(Path(directory))]
-    if not aside and not list_steps(directory):
+    aside = [*map(str, list_steps(directory)), *(path.name for path in list_passed_over(Path(directory)))]
+    if not aside:
         return "Nothing was saved yet: its command goes on, and saves."
     run = Path(directory).absolute().parent
     names = (f"{run.name}.damaged{number or ''}" for number in itertools.count())
     free = next(path for name in names if not (path := run.with_name(name)).exists())
-    kept = f"Passed over: {', '.join(aside)}. " if aside else ""
     command = shlex.join(["mv", str(shorten_path(run)), str(shorten_path(free))])
-    return f"{kept}Put an undamaged copy there. Or move the run away, after which its command makes it anew: {command}"
+    return (
+        f"Passed over: {', '.join(aside)}. Put an undamaged copy there. Or move the run away, after which its command "
+        f"makes it anew: {command}"
+    )
 
 
 def suggest_other(directory: Path, step: int, *, flag: str = "step") -> str:

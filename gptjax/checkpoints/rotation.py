@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptjax.checkpoints.checkpoint_format import find_best_step
@@ -41,10 +43,10 @@ def prune(directory: Path, *, keep: int, keep_best: bool, keep_every: int | None
         shutil.rmtree(renamed)
 
 
-def clear_unfinished(directory: Path) -> None:
+def clear_unfinished(directory: Path, *, reported: Collection[int] = ()) -> None:
     """Delete the remains of killed saves and deletions; rename an incomplete step, such as an unfinished copy.
 
-    Checkpoints that a killed process was setting aside are set aside.
+    Checkpoints that a killed process was setting aside are set aside. Steps that are `reported` are left alone.
     """
     for marker in _list_begun(directory):
         step, why, _ = marker.name.split(".")
@@ -52,43 +54,64 @@ def clear_unfinished(directory: Path) -> None:
     for path in directory.iterdir():
         if path.is_dir() and (_ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED))):
             shutil.rmtree(path)
-        elif path.name.isdecimal() and (problem := describe_incomplete(path)):
+        elif path.name.isdecimal() and int(path.name) not in reported and (problem := describe_incomplete(path)):
             print_once(f"warning: {problem}. This checkpoint is passed over and kept as {path.name}.incomplete.")
             _set_aside(path, "incomplete")
 
 
-def choose_step(directory: Path) -> int | None:
-    """The newest undamaged step; None without any, `ALL_DAMAGED` if none is left. Damaged ones are renamed."""
-    existing = list_steps(directory)
-    for step in reversed(existing):
-        if not (damage := find_damage_once(directory / str(step))):
-            return step
-        for line in damage:
-            print_once(f"warning: {line}. Checkpoint {step} is passed over and kept as {step}.damaged.")
-        _set_aside(directory / str(step), "damaged")
-    return ALL_DAMAGED if list_passed_over(directory) else None
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint from which a run goes on, and what becomes of those after it once training begins."""
+
+    step: int | None = None
+    """None without any; `ALL_DAMAGED` if none is left."""
+    passed_over: dict[int, str] = field(default_factory=dict)
+    """Why later ones are: `incomplete` or `damaged`."""
+    goes_back: bool = False
+    """A person has asked for the step."""
 
 
-def roll_back_to(directory: Path, step: int) -> None:
-    """Set aside what comes after a step, and leave the mark `STEP.after_STEP`, so that it happens once.
+def choose_step(directory: Path, back_to: int | None = None) -> Choice:
+    """The newest undamaged step, or `back_to` unless the run has gone back to it before. Moves nothing.
 
-    Raises a UserError if there is no such checkpoint, or if it is damaged. Nothing has moved then.
+    Raises a UserError if there is no checkpoint `back_to`, or if it is damaged.
     """
-    if aside := _list_gone_back(directory, step):
+    if back_to is not None:
+        check_roll_back(directory, back_to)
+        if not (aside := _list_gone_back(directory, back_to)):
+            return Choice(back_to, goes_back=True)
         print_once(
-            f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on. To go back again, "
-            "remove these"
+            f"note: this run has gone back to step {back_to} before ({', '.join(aside)}); it goes on. To go back "
+            "again, remove these"
         )
-        return
-    check_roll_back(directory, step)
-    set_aside_after(directory, step, why=f"after_{step}")
+    passed_over: dict[int, str] = {}
+    for step in reversed(_list_kept(directory)):
+        path = directory / str(step)
+        problem = describe_incomplete(path)
+        if not (damage := [problem] if problem else find_damage_once(path)):
+            return Choice(step, passed_over)
+        why = passed_over[step] = "incomplete" if problem else "damaged"
+        for line in damage:
+            print_once(f"warning: {line}. Checkpoint {step} is passed over; training keeps it as {step}.{why}.")
+    return Choice(ALL_DAMAGED if passed_over or list_passed_over(directory) else None, passed_over)
+
+
+def make_way(directory: Path, choice: Choice) -> None:
+    """Set aside what comes after the chosen step.
+
+    A step to go back to gets the mark `STEP.after_STEP`, so that it happens once.
+    """
+    for step, why in choice.passed_over.items():
+        _set_aside(directory / str(step), why)
+    if choice.goes_back and choice.step is not None:
+        set_aside_after(directory, choice.step, why=f"after_{choice.step}")
 
 
 def check_roll_back(directory: Path, step: int) -> None:
     """Raise a UserError if there is no such checkpoint, or if it is damaged, unless the run has gone back to it."""
     if _list_gone_back(directory, step):
         return
-    if step not in (existing := list_steps(directory)):
+    if step not in (existing := _list_kept(directory)):
         listed = ", ".join(map(str, existing)) or "none"
         raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
     if damage := find_damage_once(directory / str(step)):
@@ -139,6 +162,12 @@ def _list_after(directory: Path) -> list[Path]:
 def find_last_kept(directory: Path) -> int | None:
     """The step after which a killed process was setting checkpoints aside; None if there was none."""
     return min((int(path.name.split(".")[0]) for path in _list_begun(directory)), default=None)
+
+
+def _list_kept(directory: Path) -> list[int]:
+    """The steps, ascending, without those that a killed process was setting aside."""
+    last = find_last_kept(directory)
+    return [step for step in list_steps(directory) if last is None or step <= last]
 
 
 def _list_begun(directory: Path) -> list[Path]:

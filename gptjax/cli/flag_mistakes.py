@@ -1,29 +1,24 @@
-"""What is said of a wrong word on a command line: `explain_words` finds the one that tyro refused and the right one."""
+"""What is said of wrong words on a command line: `explain_words` finds what tyro refused and the right forms."""
 
 import dataclasses
 import difflib
 import os
 import re
-import shlex
-import types
-import typing
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from gptjax.cli.explanations import find_explanation, read_explanations
-from gptjax.cli.flag_synonyms import EXAMPLES, FLAGS_BY_WORD, FORMS, OTHER_ALONE, SWITCHED_ON, VALUES
+from gptjax.cli.flag_synonyms import FLAGS_BY_WORD, OTHER_ALONE, SWITCHED_ON, VALUES
+from gptjax.cli.flag_values import explain_value, is_number, spell_value, takes_several, write_flag
 from gptjax.cli.flags import (
     FALSE,
     TRUE,
     Flag,
     Flags,
-    expand_unit,
     find_flag,
     is_flag,
     normalize_value,
     pair_words,
     split_word,
-    write_switch,
 )
 from gptjax.core.errors import quote
 from gptjax.core.files import expand_path
@@ -34,52 +29,90 @@ REPOSITORY = r"[\w.-]+/[\w.-]+"
 """The name of a data set on the hub."""
 ALSO = {"optimizer.learning-rate": "optimizer.adam-learning-rate"}
 """A flag, and the one of the other parameters under Muon."""
+MOST_TOLD = 6
+"""Lines about wrong words of one command line."""
 MISSING = {"tokenizer": "It is gpt2, a directory with tokenizer.json or, in prepare_chat, bpe:1024: learned there."}
 """What to say of a flag that is required and not given."""
 
 
 def explain_words(words: Sequence[str], flags: Flags) -> str | None:
-    """Why tyro refused these normalized words, and the right form of the first wrong one; None if nothing is found."""
-    positional = [flag for flag in flags.values() if flag.positional]
+    """Why tyro refused these normalized words: a line for each wrong one with its right form; None if none is found.
+
+    There are at most `MOST_TOLD` lines. One more says how many words are wrong besides.
+    """
     given = {known for word, _ in pair_words(words) if (known := find_flag(split_word(word)[0], flags)[0])}
+    if any(not is_flag(word) or ("=" in word and behind) for word, behind in pair_words(words)):
+        given |= {name for name, flag in flags.items() if flag.positional}
     missing = [name for name, flag in flags.items() if flag.default is dataclasses.MISSING and name not in given]
-    most = len(words) if any(map(_takes_several, positional)) else len(positional)
+    told = list(dict.fromkeys(_iter_mistakes(words, flags, missing)))
+    settled = given | {name for name, flag in flags.items() if any(_names(name, flag, line) for line in told)}
+    if missing := [name for name in missing if name not in settled]:
+        told.append(_explain_missing(missing, settled, flags))
+    rest = told[MOST_TOLD:]
+    return "\n".join([*told[:MOST_TOLD], *([f"{len(rest)} more of these words are wrong."] if rest else [])]) or None
+
+
+def _names(name: str, flag: Flag, line: str) -> bool:
+    """Whether a line already says how this flag is given."""
+    return re.search(rf"\b{name.upper()} is|without a flag" if flag.positional else rf"--{name}\b", line) is not None
+
+
+def _iter_mistakes(words: Sequence[str], flags: Flags, missing: Sequence[str]) -> Iterator[str]:
+    """What is wrong with each word, in the order of the words. `missing` are the flags that have to be given."""
+    positional = [flag for flag in flags.values() if flag.positional]
+    most = len(words) if any(map(takes_several, positional)) else len(positional)
+    has_first = bool(words) and not is_flag(words[0])
     for word, following in pair_words(words):
         if not is_flag(word):
-            if beyond := [word, *following][most:]:
-                return _explain_bare(beyond[0], flags)
+            yield from _explain_strays([word, *following][most:], flags)
             continue
         dashed = word if word.startswith("--") else f"-{word}"
         name, value = split_word(dashed)
         known, _ = find_flag(name, flags)
         values = following if value is None else [value]
+        first = next(iter(values), None)
+        stray = following[(0 if value is not None or (known and flags[known].is_switch) else 1) :][most:]
         if known is None:
-            unknown = explain_unknown(name, next(iter(values), None), flags, has_first=not is_flag(words[0]))
-            return _explain_joined(dashed, flags) or unknown
-        if not word.startswith("--"):
-            return f"{quote(word)} begins with one dash. Write {_write(known, next(iter(values), None), flags[known])}."
-        if flags[known].positional:
-            return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
-        problem = _explain_value(known, values, flags[known])
-        if problem and values and (told := find_explanation([f"{known}={values[0].lower()}"], flags)):
-            problem = f"{problem} {told}"
-        if problem and (parts := _list_parts(known, values, flags)):  # --mesh=data=4,fsdp=2
-            problem = f"--{known}={quote(values[0])}: each part has its flag. Write {' '.join(parts)}."
-        if problem and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
-            problem += f" A text is for {_write(f'{known}-text', values[0], text)}."
-        stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
-        if problem is None and (stray := stray[most:]) and not _takes_several(flags[known]):
-            problem = _explain_stray(known, [*values[:1], *stray], flags=flags, missing=missing)
-        if problem is not None:
-            return problem
-    if missing and flags[missing[0]].positional:
+            unknown = explain_unknown(name, first, flags, has_first=has_first)
+            yield _explain_joined(dashed, flags) or unknown
+        elif not word.startswith("--"):
+            yield f"{quote(word)} begins with one dash. Write {write_flag(known, first, flags[known])}."
+        elif flags[known].positional:
+            yield f"--{known} is given without a flag. Write {quote(first) if first else known.upper()}."
+        elif problem := _explain_known(known, values, flags):
+            yield problem
+        elif stray and "=" not in stray[0] and not takes_several(flags[known]):
+            yield _explain_stray(known, [*values[:1], *stray], flags=flags, missing=missing)
+        if stray and "=" in stray[0] and not (known and takes_several(flags[known])):
+            yield from _explain_strays(stray, flags)
+
+
+def _explain_strays(words: Sequence[str], flags: Flags) -> Iterator[str]:
+    """What to say of words without a flag: of each `name=value`, and of the first of the others."""
+    others = [word for word in words if "=" not in word]
+    yield from (_explain_bare(word, flags) for word in words if "=" in word or word == others[0])
+
+
+def _explain_known(name: str, values: Sequence[str], flags: Flags) -> str | None:
+    """What is wrong with the values of a known flag, and what may be meant; None if nothing is found."""
+    problem = explain_value(name, values, flags[name])
+    if problem and values and (told := find_explanation([f"{name}={values[0].lower()}"], flags)):
+        problem = f"{problem} {told}"
+    if problem and (parts := _list_parts(name, values, flags)):  # --mesh=data=4,fsdp=2
+        problem = f"--{name}={quote(values[0])}: each part has its flag. Write {' '.join(parts)}."
+    if problem and flags[name].is_switch and (text := flags.get(f"{name}-text")):  # --stop=END
+        problem += f" A text is for {write_flag(f'{name}-text', values[0], text)}."
+    return problem
+
+
+def _explain_missing(missing: Sequence[str], settled: Set[str], flags: Flags) -> str:
+    """What to say of flags that have to be given and are not. `settled` are those that are, or of which it was told."""
+    if flags[missing[0]].positional:
         return f"{missing[0].upper()} is not given, the first word behind the command."
-    if not missing:
-        return None
     names = " and ".join(f"--{name}" for name in missing)
     forms = " ".join(f"--{name}=…" for name in missing)
     kinds = "".join(f" {MISSING[name]}" for name in missing if name in MISSING)
-    if {"text-field", "tokenizer", "output"} <= flags.keys() and "tokenizer" not in given:
+    if {"text-field", "tokenizer", "output"} <= flags.keys() and "tokenizer" not in settled:
         kinds = (
             " A --tokenizer=… is needed, too, unless the source is a recipe: gpt2, bytes, chars, bpe:SIZE or a file."
         )
@@ -99,30 +132,29 @@ def _explain_joined(word: str, flags: Flags) -> str | None:
     known, _ = find_flag(split_word(name)[0], flags)
     if not blank or known is None:
         return None
-    return f"{quote(word)} is one word. Write {_write(known, value.strip(), flags[known])}."
+    return f"{quote(word)} is one word. Write {write_flag(known, value.strip(), flags[known])}."
 
 
 def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Sequence[str]) -> str:
     """What to say of words behind the value of a flag: the flag that a single one lacks, or the quotes of a text."""
     word = given[1] if len(given) > 1 else given[0]
-    if "=" in word:
-        return _explain_bare(word, flags)
     pattern = _find_pattern(given) if name.endswith("source") else None
     if pattern and all(map(os.path.lexists, given)):
-        return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: --{name}={_spell(pattern)}."
+        quoted = f"--{name}={spell_value(pattern)}"
+        return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: {quoted}."
     if missing and len(given) == 2:
-        return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
+        return f"{quote(word)} belongs to no flag. Write {write_flag(missing[0], word, flags[missing[0]])}."
     is_text = str in flags[name].types and not all(map(os.path.lexists, given))  # files are no text with blanks
     if not is_text and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
-    hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
+    hint = f"A value with blanks needs quotes: --{name}={spell_value(' '.join(given))}."
     if name.endswith("source") and all(os.path.splitext(value)[1] for value in given):
-        shown = f": --{name}={_spell(pattern)}" if pattern else ""
+        shown = f": --{name}={spell_value(pattern)}" if pattern else ""
         hint = f"Several files are a directory that holds them, or a quoted pattern{shown}."
     if name in ("tasks", "special-tokens"):
-        hint = f"Several are separated by commas: --{name}={_spell(','.join(given))}."
+        hint = f"Several are separated by commas: --{name}={spell_value(','.join(given))}."
     if flags[name].appends:
-        hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
+        hint = f"Each value needs its flag: {' '.join(f'--{name}={spell_value(value)}' for value in given)}. {hint}"
     return f"{quote(word)} belongs to no flag. {hint}"
 
 
@@ -131,55 +163,6 @@ def _find_pattern(given: Sequence[str]) -> str | None:
     folders, endings = {os.path.dirname(word) for word in given}, {os.path.splitext(word)[1] for word in given}
     is_one = len(given) > 1 and len(folders) == len(endings) == 1
     return os.path.join(folders.pop(), f"*{endings.pop()}") if is_one else None
-
-
-def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
-    """What is wrong with the values of a known flag, as far as its type is simple."""
-    if flag.is_switch:
-        wrong = [value for value in values if value]
-        return f"--{name}={quote(wrong[0])}: wanted --{name} or {write_switch(name, False)}." if wrong else None
-    if not values or (values == [""] and flag.types not in ((str,), (str, types.NoneType))):
-        return f"--{name} has no value. Write --{name}={_example(flag)}."
-    value = values[0]
-    if value.startswith("=") and flag.types != (str,):
-        return f"--{name}={quote(value)} has two signs of equality. Write --{name}{_spell(value)}."
-    if value == "None" and types.NoneType in flag.types:
-        return None
-    if flag.choices and set(flag.types) <= {*_literal_types(flag), types.NoneType} and value not in flag.choices:
-        close = difflib.get_close_matches(value, flag.choices, n=1, cutoff=0.5)
-        hint = f" Did you mean --{name}={close[0]}?" if close else ""
-        return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)}.{hint}"
-    kind = next((kind for kind in (float, int) if kind in flag.types), None)
-    if kind is None or not set(flag.types) <= {int, float, types.NoneType, *_literal_types(flag)}:
-        return None
-    try:
-        _ = value in flag.choices or kind(value)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        if flag.choices:
-            return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)} or {wanted}."
-        if kind is int and (number := expand_unit(value)) is not None:
-            return f"--{name}={quote(value)}: wanted {wanted}. Write --{name}={number}."
-        wanted += " or none" if types.NoneType in flag.types else ""
-        example = f", such as --{name}={_example(flag)}" if flag.default is not None else ""
-        return f"--{name}={quote(value)}: wanted {wanted}{example}."
-    return None
-
-
-def _literal_types(flag: Flag) -> list[Any]:
-    return [hint for hint in flag.types if typing.get_origin(hint) is Literal]
-
-
-def _takes_several(flag: Flag) -> bool:
-    return (
-        not flag.appends and any(typing.get_origin(hint) in (tuple, list, dict, set) for hint in flag.types)
-    ) or flag.hint is Any
-
-
-def _example(flag: Flag) -> str:
-    if flag.default not in (None, dataclasses.MISSING) and not isinstance(flag.default, tuple | list | dict):
-        return str(flag.default)
-    return next((word for kind, word in ((int, "1000"), (float, "0.1")) if kind in flag.types), "…")
 
 
 def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bool = False) -> str:
@@ -198,17 +181,17 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     meant, value = _choose_meant(meant, word, value, flags)
     reason = find_explanation([name.lower(), word], flags)
     is_text = value and value.lower() not in TRUE | FALSE
-    if reason and value and is_text and meant and _explain_value(meant[0], [value], flags[meant[0]]) is not None:
+    if reason and value and is_text and meant and explain_value(meant[0], [value], flags[meant[0]]) is not None:
         meant = []  # the word means a flag of another program
     if meant == ["data.path"] and value and _is_text_file(value):
-        how = f"python -m data_pipelines.prepare --source={_spell(value)} makes them of this file"
+        how = f"python -m data_pipelines.prepare --source={spell_value(value)} makes them of this file"
         return f"There is no flag --{shown}. Write --data.path=DIR, a directory of shards; {how}."
     if meant:
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
         values = value.split(",") if value and word.endswith("s") and flags[meant[0]].appends else [value]
         forms = " or ".join(
-            " ".join(_write(flag, _negate(word, flag, one), flags[flag]) for one in values) for flag in meant
+            " ".join(write_flag(flag, _negate(word, flag, one), flags[flag]) for one in values) for flag in meant
         )
         rest = next((ALSO[flag] for flag in meant if flag in ALSO and ALSO[flag] in flags), None)
         also = "" if rest is None else f" It is that of the matrices; embeddings, head and vectors have --{rest}."
@@ -239,12 +222,12 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
     is_remote = value and re.fullmatch(REPOSITORY, value) and not expand_path(value).exists()
     if "source" in meant and "dataset" in word and is_remote:
         return ["source"], f"hf:{value}"
-    if "split" in meant and _is_number(value):
+    if "split" in meant and is_number(value):
         return ["split"], value
     fitting = [
         flag
         for flag in meant
-        if value and _explain_value(flag, [normalize_value(value, flags[flag])], flags[flag]) is None
+        if value and explain_value(flag, [normalize_value(value, flags[flag])], flags[flag]) is None
     ]
     return (fitting[:1] if word in FLAGS_BY_WORD else []) or meant[: 1 if word in FLAGS_BY_WORD else 3], value
 
@@ -306,39 +289,13 @@ def _measure_likeness(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a, b).ratio()
 
 
-def _write(name: str, value: str | None, flag: Flag) -> str:
-    """A flag with the value that was given, in the right form."""
-    if flag.is_switch:
-        return write_switch(name, value is None or value.lower() not in FALSE)
-    if value in (None, ""):
-        return f"--{name}={EXAMPLES.get(name) or _example(flag)}"
-    written = FORMS[name].format(value) if name in FORMS and _is_number(value) else normalize_value(str(value), flag)
-    if _explain_value(name, [written], flag) is not None:
-        if str(value).lower() in FALSE and (types.NoneType in flag.types or "none" in flag.choices):
-            return f"--{name}=none"
-        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.87)  # float64 is not float16
-        written = close[0] if close else "|".join(flag.choices) or EXAMPLES.get(name) or _example(flag)
-        return f"--{name}={quote(written)}"
-    return f"--{name}={_spell(written)}"
-
-
-def _is_number(value: str | None) -> bool:
-    return str(value).replace(".", "", 1).isdecimal()
-
-
-def _spell(value: str) -> str:
-    """A value as a shell takes it: in quotes if it has blanks or characters that a shell reads."""
-    shown = quote(value)
-    return shlex.quote(shown) if re.search(r"[\s'\"$`\\\\|&;<>()*?!#]", shown) else shown
-
-
 def _explain_bare(word: str, flags: Flags) -> str:
     name, equals, value = word.partition("=")
-    name = name.replace("_", "-")
+    name = name.lstrip("+~").replace("_", "-")  # Hydra's way to add a field, and to take one away
     if equals:
         known, _ = find_flag(name, flags)
         return (
-            f"{quote(word)} begins without dashes. Write {_write(known, value, flags[known])}."
+            f"{quote(word)} begins without dashes. Write {write_flag(known, value, flags[known])}."
             if known
             else (f"{quote(word)} begins without dashes. {explain_unknown(name, value, flags)}")
         )
@@ -346,5 +303,5 @@ def _explain_bare(word: str, flags: Flags) -> str:
     meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
     if (known := find_flag(name, flags)[0]) is not None:
         return f"{quote(word)} begins without dashes. Write --{known}=…."
-    hint = f" Write --{meant[0]}={_spell(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
+    hint = f" Write --{meant[0]}={spell_value(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
     return f"{quote(word)} belongs to no flag.{hint}"

@@ -65,8 +65,10 @@ _SAME = {
     "prompt-file": "file prompts prompts-file input-file",
     "text": "file text-file input input-file eval-file",
     "tokens": "eval-tokens max-tokens num-tokens",
-    "source": "hf hub input data dataset dataset-name file files path in input-file train-file text corpus data-path",
-    "output": "out output-dir out-dir outdir save-dir destination dest o output-prefix outfile out-file output-file",
+    "source": "hf hub src input data dataset dataset-name file files path in input-file train-file text corpus "
+    "data-path",
+    "output": "out dst output-dir out-dir outdir save-dir destination dest o output-prefix outfile out-file "
+    "output-file",
     "tokenizer": "tok vocab vocab-size encoding tokenizer-name tokenizer-path tokenizer-type model",
     "text-field": "text-column column key field text-key content-key jsonl-field content-field json-keys json-key",
     "separator": "delimiter doc-separator document-separator sep",

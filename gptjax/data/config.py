@@ -199,3 +199,11 @@ class Mixture(DataSource):
         """(step, weights of all components from it on), ascending from step 0."""
         steps = sorted({0, *(step for component in self.components for step, _ in component.weight_schedule)})
         return [(step, tuple(component.weight_at(step) for component in self.components)) for step in steps]
+
+
+def list_directories(data: DataSource) -> list[str]:
+    """The directories that a data source names, those of a mixture in the order of its components."""
+    if isinstance(data, Mixture):
+        return [path for component in data.components for path in list_directories(component.data)]
+    path = getattr(data, "path", None)
+    return [path] if isinstance(path, str) else []

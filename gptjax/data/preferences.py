@@ -22,7 +22,7 @@ from gptjax.data.packing import PackingPlan, pack_units
 from gptjax.data.row_readers import SequenceReader, check_stream
 from gptjax.data.sequences import BestFitSequences, count_scored, describe_cuts
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.data.splits import open_split
+from gptjax.data.splits import find_split_files, open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
@@ -79,6 +79,8 @@ def holds_pairs(directory: AnyPath) -> bool:
 def check_kind(directory: AnyPath, *, pairs: bool) -> None:
     """Raise unless the shards of a directory are pairs, or are not, as wanted."""
     manifest = read_manifest(directory)
+    if pairs and manifest is None:
+        find_split_files(directory, "train")
     found = "without manifest.json" if manifest is None else f"of {manifest.request.get('kind', 'text')}"
     if pairs and found != f"of {PREFERENCES}":
         raise UserError(
@@ -123,6 +125,7 @@ class PreferenceShards(DataSource):
         return replace(self, path=str(expand_path(self.path).absolute()))
 
     def load_tokenizer(self) -> Tokenizer | None:
+        check_kind(self._directory, pairs=True)
         return load_tokenizer(Path(self._directory) / "tokenizer.json")
 
     def open(self, spec: ReadSpec) -> SequenceReader:

@@ -22,6 +22,7 @@ class MissingSplit(UserError):
     """The directory has no files of the split."""
 
 
+_OTHER_KINDS = "(chats: prepare_chat, pairs: prepare_preferences)"
 _OTHER_WORDS = {"val": ("valid", "validation")}
 
 
@@ -44,8 +45,8 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     """The same as `list_split_files`; raises `MissingSplit` if there are none."""
     folder = Path(directory)
     if not folder.is_dir():
-        command = "python -m data_pipelines.prepare --source=TEXT --tokenizer=gpt2 --output=DIR"
-        absent = f"no such directory of shards. Text becomes shards by {command}"
+        command = f"python -m data_pipelines.prepare --source=TEXT --tokenizer=gpt2 --output=DIR {_OTHER_KINDS}."
+        absent = f"no such directory of shards. If it was moved, name its place. Text becomes shards by {command}"
         raise UserError(f"{folder}: {_advise_on_file(folder) if folder.is_file() else absent}")
     found = list_split_files(folder, split)
     if not found:
@@ -72,7 +73,7 @@ def _suggest_command(path: Path) -> str:
         command = f"index_shards {shlex.quote(str(folder))} --tokenizer=… --output=DIR"
         return f"Token files of others become shards by python -m data_pipelines.{command}"
     commands = f"prepare --source={shlex.quote(str(path))} --tokenizer=gpt2 --output=DIR"
-    return f"Text becomes shards by python -m data_pipelines.{commands} (chats: prepare_chat); then name DIR."
+    return f"Text becomes shards by python -m data_pipelines.{commands} {_OTHER_KINDS}; then name DIR."
 
 
 def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:

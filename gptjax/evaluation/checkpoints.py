@@ -11,7 +11,7 @@ import jax
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
-from gptjax.data.config import TokenShards
+from gptjax.data.config import TokenShards, list_directories
 from gptjax.data.preferences import holds_pairs
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation
@@ -250,14 +250,16 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     data = run.data if options.data is None else TokenShards(path=options.data)
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
-    path = getattr(data, "path", None)
-    if options.data is None and isinstance(path, str) and not expand_path(path).is_dir():
+    paths = list_directories(data)
+    if options.data is None and (gone := [path for path in paths if not expand_path(path).is_dir()]):
+        places = " and ".join(dict.fromkeys(gone))
         raise UserError(
-            f"the data of {run.directory} are no longer in {path}. Give --data=DIR, where they are now, or --text=FILE."
+            f"the data of {run.directory} are no longer in {places}. Give --data=DIR, where they are now, or "
+            "--text=FILE."
         )
-    if isinstance(path, str) and holds_pairs(expand_path(path)):
+    if pairs := [path for path in paths if holds_pairs(expand_path(path))]:
         raise UserError(
-            f"{path} holds preference pairs, of which one answer is rejected: the loss on them says little. Give "
+            f"{pairs[0]} holds preference pairs, of which one answer is rejected: the loss on them says little. Give "
             "--data=DIR of texts or chats, --text=FILE or --tasks."
         )
     advice = f"Prepare the text with --tokenizer={run.directory}"

@@ -30,6 +30,7 @@ class PeerProcesses(Protocol):
 
 _peers: PeerProcesses | None = None
 _ending = threading.Lock()
+_undo: Callable[[], None] | None = None
 
 
 def set_peers(peers: PeerProcesses | None) -> None:
@@ -40,6 +41,18 @@ def set_peers(peers: PeerProcesses | None) -> None:
 
 def has_peers() -> bool:
     return _peers is not None
+
+
+def set_undo(undo: Callable[[], None] | None) -> None:
+    """From now on `undo` is called where this process is refused, also from another thread, as for another process."""
+    global _undo
+    _undo = undo
+
+
+def undo_start() -> None:
+    """Call the function of `set_undo`, if there is one."""
+    if (undo := _undo) is not None:
+        undo()
 
 
 def wait_for_failure_report(seconds: float) -> None:
@@ -63,13 +76,15 @@ def exit_process(status: int, message: str) -> NoReturn:
 def end_process(message: str, *, status: int) -> NoReturn:
     """Print the message, write the stacks of all threads into a file that it names, and end at once.
 
-    There are no stacks at status 2: a person made a mistake. Of several threads that call it, one prints.
+    There are no stacks at status 2: a person made a mistake, and the start is undone. Of several threads that call it,
+    one prints.
     """
     if not _ending.acquire(blocking=False):
         threading.Event().wait(3 * PRINT_SECONDS)
         os._exit(status)
     announce = lambda: None if _peers is None else _peers.announce_end(status, message)
-    for act in (lambda: _print_error(message, has_stacks=status != 2), announce):
+    undo = undo_start if status == 2 else lambda: None
+    for act in (lambda: _print_error(message, has_stacks=status != 2), undo, announce):
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
         thread.join(PRINT_SECONDS)

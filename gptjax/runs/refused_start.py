@@ -10,10 +10,12 @@ import jax
 
 from gptjax.checkpoints.integrity import list_passed_over, list_steps
 from gptjax.core.directory_identity import LOCK
-from gptjax.core.errors import UserError
+from gptjax.core.errors import LOST_SECONDS, UserError
 from gptjax.core.file_sums import SUMS_FILE
 from gptjax.core.files import read_text
 from gptjax.process.console import drop_console_log
+from gptjax.process.diagnosis import is_lost_peer
+from gptjax.process.process_end import set_undo, undo_start, wait_for_failure_report
 from gptjax.runs.reference import remove_unfinished
 from gptjax.runs.run_dir import (
     CHECKPOINTS,
@@ -35,29 +37,44 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
     """Hold the right to write to a run directory, and leave it as it was if the start is refused.
 
     The block gets a function to call where the start is over: from then on nothing is removed. Until then a `UserError`
-    removes the words of this start from the run's console log, which would be newer than its sums. It removes what
-    gptjax has written into a directory that had no run, and nothing else. So a stored reference stays, which took long.
+    or an `OSError` here, or a refusal of another process, removes the words of this start from the run's console log,
+    which would be newer than its sums. It removes what gptjax has written in this start, and nothing else. So a stored
+    reference stays, which took long.
     """
     is_over = False
 
     def end_start() -> None:
         nonlocal is_over
         is_over = True
+        set_undo(None)
 
     wait_for_processes("opened")  # one that is refused alone ends the others before anything is written
+    had_lock = (directory / LOCK).exists()
     with run_lock(directory) as made:
-        before = {path.name for path in directory.iterdir()}
+        before = {path.name for path in directory.iterdir()} - (set() if had_lock else {LOCK})
+
+        def undo() -> None:
+            set_undo(None)
+            has_run = CONFIG_FILE in before
+            if has_run or CONSOLE_LOG not in before:  # else it is of `tee` or a scheduler, which go on writing
+                drop_console_log()
+            names = [name for name in STARTED if name not in before]
+            with contextlib.suppress(OSError):
+                _undo(directory, names, made, has_lock=has_run and had_lock)
+
+        if jax.process_index() == 0:
+            set_undo(undo)
         try:
             yield end_start
-        except UserError:
-            if jax.process_index() == 0 and not is_over:
-                has_run = CONFIG_FILE in before
-                if has_run or CONSOLE_LOG not in before:  # else it is of `tee` or a scheduler, which go on writing
-                    drop_console_log()
-                if not has_run:
-                    with contextlib.suppress(OSError):
-                        _undo(directory, [name for name in STARTED if name not in before], made)
+        except (UserError, OSError):
+            undo_start()
             raise
+        except Exception as error:
+            if is_lost_peer(error) and not is_over:  # it may be refused; then this process ends here, which undoes it
+                wait_for_failure_report(LOST_SECONDS)
+            raise
+        finally:
+            set_undo(None)
 
 
 def check_place(directory: Path) -> None:
@@ -89,8 +106,11 @@ def _has_config(directory: Path) -> bool:
     return False
 
 
-def _undo(directory: Path, names: list[str], made: list[Path]) -> None:
-    """Remove these files, and empty directories of these names. The lock is the last file: it keeps others out."""
+def _undo(directory: Path, names: list[str], made: list[Path], *, has_lock: bool) -> None:
+    """Remove these files, and empty directories of these names. The lock is the last file: it keeps others out.
+
+    It stays if the run had one.
+    """
     if REFERENCE in names:
         remove_unfinished(directory / REFERENCE)
     for path in (directory / name for name in names):
@@ -98,7 +118,8 @@ def _undo(directory: Path, names: list[str], made: list[Path]) -> None:
             _remove_empty(path)
         else:
             path.unlink(missing_ok=True)
-    (directory / LOCK).unlink()
+    if not has_lock:
+        (directory / LOCK).unlink()
     for path in made:
         path.rmdir()
 

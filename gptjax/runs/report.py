@@ -105,9 +105,10 @@ def _describe_cut_chats(config: TrainConfig) -> list[str]:
         return []
     if data.reads_whole_documents and config.model.intra_document_mask:
         return []
-    flags = CHAT_FLAGS.choose(sum(split.tokens for split in manifest.splits.values()))
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    flags = CHAT_FLAGS.choose(tokens, weight_bytes=4 * count_parameters(config.model))
     if config.init_from is not None:
-        flags = flags.replace("--init-from=RUN", f"--init-from={shlex.quote(config.init_from)}")
+        flags = f"{flags} --init-from={shlex.quote(config.init_from)}"
     return [
         "note: the data holds conversations, of which the answers alone are learned, but rows cut them or let one see "
         f"another; the objective SFT reads whole ones, as in {flags}"

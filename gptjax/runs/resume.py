@@ -76,12 +76,12 @@ def _advise_force(resume: str | int) -> str:
 def restore_state(
     config: TrainConfig,
     checkpoints: CheckpointManager,
+    step: int | None,
     fingerprints: Fingerprints,
     mesh: MeshConfig,
     modules: Modules | None = None,
 ) -> TrainState | None:
-    """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step()
+    """The state of the checkpoint at `step`; None without one. Raises where it would not be the same run."""
     if step is None:
         return None
     saved = _read_saved_run(checkpoints.read_metadata(step), config, step, modules=modules)
@@ -193,14 +193,13 @@ def find_saved_run(config: TrainConfig, modules: Modules | None = None) -> Saved
 def choose_saved_run(
     config: TrainConfig, checkpoints: CheckpointManager, fingerprints: Fingerprints, modules: Modules | None = None
 ) -> tuple[TrainConfig, SavedRun | None]:
-    """The checkpoint that the run goes on from, once later and damaged ones are set aside; None without any.
+    """The checkpoint that the run goes on from; None without any. Nothing moves before `checkpoints.clear()`.
 
-    The config is that of a run that has gone back, if it should. Raises before anything has moved where it would not be
-    the same run. All processes must call this.
+    The config is that of a run that has gone back, if it should. Raises where it would not be the same run. All
+    processes must call this.
     """
     if (found := find_saved_run(config, modules)) is not None:
         check_same_run(config, found, fingerprints)
-    checkpoints.clear()
     back_to = config.resume if isinstance(config.resume, int) else None
     step = checkpoints.choose_step(back_to)
     config = config if back_to is None else replace(config, resume="auto")

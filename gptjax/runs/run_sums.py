@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from gptjax.checkpoints.integrity import list_steps, measure_logs, read_log_sums, sum_logs
+from gptjax.config import TrainConfig
 from gptjax.core.file_sums import (
     DamagedFileError,
     FileSum,
@@ -21,7 +24,8 @@ from gptjax.core.file_sums import (
 )
 from gptjax.metrics.goodput import GOODPUT_FILE
 from gptjax.process.console import print_once
-from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, REPORTS
+from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, REPORTS, warn_of_changed_files, write_run_files
+from gptjax.tokenization.tokenizer import Tokenizer
 
 _LOGS = (METRICS, GOODPUT_FILE, CONSOLE_LOG, "tensorboard/*")
 DISPOSABLE = ("loss.png", f"{METRICS}.broken", f"{METRICS}.before", *REPORTS)
@@ -33,6 +37,17 @@ _OWN_CHANGE = "If you changed it yourself, the next start of the run sums it ane
 _END = "the run ended"
 _STEPS = "steps"
 """The field of `checksums.json` that lists the checkpoints at the end of a run, until its next start."""
+
+
+def begin_run(config: TrainConfig, tokenizer: Tokenizer | None, *, source: str | None) -> None:
+    """Write the files of a run that begins or goes on, after a warning for each that has changed.
+
+    `source` is the text of the config file. The first process does this for all.
+    """
+    if jax.process_index() == 0:
+        warn_of_changed_files(config.directory)
+        warn_of_changed_logs(config.directory)
+        write_run_files(config.directory, config, tokenizer, source=source)
 
 
 def list_logs(directory: Path) -> list[Path]:

@@ -31,8 +31,8 @@ from gptjax.runs.reference import FrozenModel, prepare_frozen_model
 from gptjax.runs.refused_start import check_place, hold_run
 from gptjax.runs.resume import Fingerprints, choose_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
-from gptjax.runs.run_dir import CHECKPOINTS, warn_of_changed_files, write_run_files
-from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
+from gptjax.runs.run_dir import CHECKPOINTS
+from gptjax.runs.run_sums import begin_run, list_logs, seal_run
 from gptjax.runs.same_command import check_same_command, check_same_content
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
@@ -141,7 +141,7 @@ def _train(
             end_start=end_start,
             modules=modules,
             source=source,
-        ).train(config, reader, read_spec)
+        ).train(config, reader, read_spec, step=saved and saved.step)
 
 
 def _check_parts(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> str | None:
@@ -178,42 +178,42 @@ class _Run:
     source: str | None
     programs: startup.Programs = field(default_factory=dict)
 
-    def train(self, config: TrainConfig, reader: RowReader, read_spec: ReadSpec) -> tuple[TrainConfig, Stop | None]:
-        """Train, and go back after a divergence as often as the config allows."""
+    def train(
+        self, config: TrainConfig, reader: RowReader, read_spec: ReadSpec, *, step: int | None
+    ) -> tuple[TrainConfig, Stop | None]:
+        """Train from the checkpoint at `step`, and go back after a divergence as often as the config allows."""
         record: dict[str, Any] | None = None
         while True:
             try:
                 batches = BatchLoader(reader, read_spec, mesh=self.mesh)
-                return config, self._train_from_checkpoint(config, batches, rollback_record=record)
+                return config, self._train_from_checkpoint(config, batches, step, rollback_record=record)
             except Diverged as divergence:
                 self.shutdown.pause_training("while going back")
                 with self.watchdog.doing("start"):
                     config, record = roll_back(
                         config, self.checkpoints, divergence, tokenizer=self.tokenizer, source=self.source
                     )
+                    step = self.checkpoints.choose_step()
             read_spec = replace(read_spec, row_offsets=config.row_offsets)
             reader = config.data.open(read_spec)
 
     def _train_from_checkpoint(
-        self, config: TrainConfig, batches: BatchLoader, *, rollback_record: Mapping[str, Any] | None
+        self, config: TrainConfig, batches: BatchLoader, step: int | None, *, rollback_record: Mapping[str, Any] | None
     ) -> Stop | None:
-        """Train from the newest checkpoint or step 0; returns why the run ends early, if it does.
+        """Train from the checkpoint at `step`, or from step 0; returns why the run ends early, if it does.
 
         `rollback_record` is recorded at the step from which the run goes on. Raises `Diverged` to go back.
         """
         mesh, checkpoints = self.mesh, self.checkpoints
         started_at = self.started_at if rollback_record is None else time.monotonic()
         with self.watchdog.doing("start"):
-            state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
+            state = restore_state(config, checkpoints, step, self.fingerprints, mesh, self.modules)
             state = state or startup.initialize_state(config, mesh, modules=self.modules)
-        start = int(state.step)
-        self.end_start()
-        if jax.process_index() == 0:
-            if rollback_record is None:
-                warn_of_changed_files(config.directory)
-                warn_of_changed_logs(config.directory)
-            write_run_files(config.directory, config, self.tokenizer, source=self.source)
+            start = int(state.step)
+            self.end_start()
+            checkpoints.clear()
         if rollback_record is None:
+            begin_run(config, self.tokenizer, source=self.source)
             report.describe_run(config, mesh, batches, self.evaluators, start=start)
         with startup.open_logger(config, mesh, start, seconds=time.monotonic() - started_at) as log:
             if rollback_record is not None:

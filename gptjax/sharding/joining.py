@@ -12,8 +12,9 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 30
 """Process 0 cannot tell one that was killed before it came from one that starts late. So it says who is there."""
 LOST_LOOKS = 15
-"""Looks without a connection after which process 0, which was there, is gone. gRPC connects again within seconds."""
+"""Looks without its connection after which a process that was there is gone. gRPC connects again within seconds."""
+HELD_LOOKS = 5
+"""Looks with a connection after which it is of another process of the run, and not of a probe of the port."""
 GONE = "Process 0 was there, and answers no more"
 LISTEN_SECONDS = 15.0
 """A process 0 that ends may hold its port for so long."""
@@ -63,8 +66,11 @@ class JoinWatch:
         self._peers: Counter[str] = Counter()
         """At the moment when there were most."""
         self._present: Counter[str] | None = None
+        self._recent: deque[Counter[str]] = deque(maxlen=HELD_LOOKS)
+        self._held: Counter[str] = Counter()
+        """Most that have been held."""
         self._lost_looks = 0
-        """Since the last connection has ended."""
+        """Since connections have ended, without new ones in their place."""
         self._done = threading.Event()
 
     def __enter__(self) -> "JoinWatch":
@@ -83,26 +89,47 @@ class JoinWatch:
         if port.isdecimal():
             found = self._present = find_peers(int(port), is_server=self._is_first)
             self._peers = max(self._peers, found or self._peers, key=Counter.total)
-            is_lost = self._peers and found is not None and not found
-            self._lost_looks = self._lost_looks + 1 if is_lost else 0
+            if found is not None:
+                self._recent.append(found)
+                held = reduce(Counter.__and__, self._recent) if len(self._recent) == HELD_LOOKS else Counter[str]()
+                self._held = max(self._held, held, key=Counter.total)
+                known = self._held if self._is_first else self._peers
+                is_lost = bool(known) and found.total() < (known.total() if self._is_first else 1)
+                self._lost_looks = self._lost_looks + 1 if is_lost else 0
+
+    def find_lost(self) -> str | None:
+        """What to say of a process that was there and is gone, if one is.
+
+        Process 0 leaves it to the markers, which know its number, where they show others.
+        """
+        if self._lost_looks < LOST_LOOKS:
+            return None
+        advice = "Look at its output, and give the same command again on all."
+        if not self._is_first:
+            return f"{GONE}. {advice}"
+        if self._marker is not None and self._marker.has_seen_others():
+            return None
+        places = ", ".join(sorted(self._held - (self._present or Counter())))
+        return f"a process on {places} was there, and is gone before all {self._count or ''} had joined. {advice}"
 
     def describe_progress(self, waited: float) -> str | None:
-        """Whom this process has waited for so many seconds, and how long it will; None if it has nothing to say.
+        """Whom this process has waited for so many seconds, and how long it will; None where the system does not say.
 
-        Those that are connected to process 0 do not, and the system does not tell their numbers.
+        Connections do not tell the numbers of processes; markers do, where they are shared.
         """
         more = f"after {waited:.0f} s. The wait ends after {self._seconds} s"
         if self._present is None:
             return None
-        if not self._is_first:
-            address = self._address or distributed.global_state.coordinator_address
-            return None if self._present else f"process 0 does not answer at {address} {more}"
         came, total = self._present.total(), self._count
         who = ""
-        if total is not None and came == 1 < total:  # its own connection
+        if self._is_first and total is not None and came == 1 < total:  # its own connection
             who = "; process 1 is missing" if total == 2 else f"; processes 1 to {total - 1} are missing"
         elif self._marker is not None and (absent := [*map(str, self._marker.list_absent())]):
             who = f"; process {absent[0]} is missing" if len(absent) == 1 else f"; missing are {', '.join(absent)}"
+        if not self._is_first:
+            address = self._address or distributed.global_state.coordinator_address
+            is_there = "is there, but not all others are," if came else f"does not answer at {address}"
+            return f"process 0 {is_there} {more}{who}"
         places = f" (from {', '.join(sorted(self._present))})" if self._present else ""
         return f"{came} of {total or '?'} processes are here{places} {more}{who}"
 
@@ -162,10 +189,8 @@ class JoinWatch:
             if self._marker is not None:
                 self._end_for_failure(self._marker)
             self.look()
-            if self._lost_looks >= LOST_LOOKS and not self._is_first:
-                end_process(
-                    f"{GONE}. Look at its output, and give the same command again on all.", status=REQUEUE_STATUS
-                )
+            if (lost := self.find_lost()) is not None:
+                end_process(lost, status=REQUEUE_STATUS)
             if waited % PROGRESS_SECONDS == 0 and (text := self.describe_progress(waited)):
                 print(text, file=sys.stderr, flush=True)
 

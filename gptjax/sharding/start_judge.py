@@ -79,7 +79,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, time: float) -> "Mark":
-        """Raises a KeyError, a TypeError or a ValueError for another file."""
+        """Raises a LookupError, a TypeError or a ValueError for another file."""
         process = Process(content["machine"], int(content["pid"]), content["began"])
         end = content["end"] and (int(content["end"][0]), str(content["end"][1]))
         cause = content["cause"] and (int(content["cause"][0]), str(content["cause"][1]))

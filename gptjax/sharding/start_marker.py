@@ -142,6 +142,10 @@ class StartMarker:
         self._waits = True
         return self._failure
 
+    def has_seen_others(self) -> bool:
+        """Whether markers of others have come in this start: their directory is shared."""
+        return bool(self._judge.seen)
+
     def list_absent(self) -> list[int]:
         """The processes that have left no marker; empty if no other process has, for the place may not be shared."""
         seen = self._judge.seen
@@ -259,7 +263,7 @@ class StartMarker:
 
     def _read_mark(self, index: int) -> Mark | None:
         path = self.start.directory / str(index)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             return Mark.parse(json.loads(path.read_text(encoding="utf-8")), time=path.stat().st_mtime)
         return None
 

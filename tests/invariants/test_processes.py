@@ -264,16 +264,33 @@ if os.environ["JAX_PROCESS_ID"] == "{}":
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path="missing"))
 """
 """What follows a config."""
+LACKS_EVALUATOR = """
+import dataclasses, os
+from gptjax.core.errors import UserError
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    def should_run(self, step, *, steps):
+        return step == steps
+
+    def open(self, context):
+        if os.environ["JAX_PROCESS_ID"] == "{}":
+            raise UserError("missing: no such directory of shards, for an evaluator")
+        return lambda model: {{}}
+
+config = dataclasses.replace(config, evaluators=(Own(),))
+"""
+"""The same; the directory is held by then."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refused", [0, 1])
+@pytest.mark.parametrize(("refused", "lacks"), [(0, LACKS_DATA), (1, LACKS_DATA), (1, LACKS_EVALUATOR)])
 def test_start_that_one_process_refuses_ends_both_and_writes_nothing(
-    staged: TrainConfig, tmp_path: Path, refused: int
+    staged: TrainConfig, tmp_path: Path, refused: int, lacks: str
 ) -> None:
     run = replace(staged, name=f"refused by {refused}")
     file = write_config(tmp_path / "refused.py", run)
-    file.write_text(file.read_text() + LACKS_DATA.format(refused))
+    file.write_text(file.read_text() + lacks.format(refused))
     codes, outputs = wait_for(start_training(file))
     assert codes == [2, 2], outputs
     assert all("missing: no such directory of shards" in output for output in outputs), outputs

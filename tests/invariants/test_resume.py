@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards
 from gptjax.data.shards import open_shard, write_shard
+from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig, MetricLogger
@@ -178,6 +179,17 @@ def test_resume_refuses_and_names_a_change_and_advises_force_where_it_can_work(
             train(replace(change(whole), steps=12, resume="force"))
 
 
+@dataclass(frozen=True)
+class Unopened:
+    """An evaluator of one's own that is refused when it is opened."""
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return step == steps
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        raise UserError("opened late")
+
+
 def test_resume_refuses_fewer_steps_and_never_and_leaves_the_run_as_it_was(whole: TrainConfig):
     config = copy_run(whole, "refused")
     (config.directory / "checkpoints/10/metadata/metadata").unlink()
@@ -187,6 +199,8 @@ def test_resume_refuses_fewer_steps_and_never_and_leaves_the_run_as_it_was(whole
     for changed, message in (
         (replace(config, steps=4), "step 5 already, beyond steps 4"),
         (replace(config, resume="never"), "resume is `never`"),
+        (replace(config, evaluators=(Unopened(),)), "opened late"),  # after the checkpoint was chosen
+        (replace(config, evaluators=(Unopened(),), resume=5), "opened late"),
     ):
         with safe_console(), pytest.raises(UserError, match=message):
             train(changed)
