@@ -191,6 +191,15 @@ def test_binary_file_is_refused(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"text\0")
     with pytest.raises(UserError, match=r"x\.bin: holds NUL bytes.*Token shards need no preparation"):
         read(tmp_path / "x.bin")
+    for content, message in (
+        (bytes(range(1, 30)), "many control characters, so it is no text"),
+        (b"\x7fELF", "a program"),
+    ):
+        (tmp_path / "x.txt").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "x.txt")
+    (tmp_path / "x.txt").write_bytes(b"a\x01b\x02c\x1b[1m\f")
+    assert read(tmp_path / "x.txt") == ["a\x01b\x02c\x1b[1m\f"]
 
 
 def test_compressed_file_of_an_unknown_format_is_text(tmp_path):
