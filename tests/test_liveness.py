@@ -160,7 +160,8 @@ MEMBER = """
 import sys, time
 from gptjax.process.console import safe_console
 from gptjax.core.errors import UserError, exit_on_user_error
-with safe_console(), exit_on_user_error():
+from gptjax.process.early_exit import exit_early
+with safe_console(), exit_on_user_error(keeps_early_handler=True), exit_early():
     from gptjax.sharding.distributed import initialize_distributed
     initialize_distributed(command="the same command", resumes=sys.argv[1:] == ["resumes"])
     print("joined", flush=True)
@@ -192,6 +193,25 @@ def start_members(directory: Path, *roles: str) -> list[subprocess.Popen]:
         assert "waiting for all of them" in member.stdout.readline()
         assert member.stdout.readline() == "joined\n"
     return members
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_signal_before_training_ends_both_processes(stopped: int, number: signal.Signals, tmp_path: Path):
+    """JAX's handler would wait for the first step."""
+    members = start_members(tmp_path, "waits", "waits")
+    time.sleep(4)
+    members[stopped].send_signal(number)
+    try:
+        outputs = [member.communicate(timeout=60)[0] for member in members]
+    finally:
+        for member in members:
+            member.kill()
+    name = "interrupted" if number == signal.SIGINT else "SIGTERM"
+    assert outputs[stopped] == f"{name}\n"
+    assert f"error: process {stopped} of 2 on {socket.gethostname()} has ended: {name}" in outputs[1 - stopped]
+    assert [member.returncode for member in members] == [128 + number] * 2
 
 
 @pytest.mark.slow

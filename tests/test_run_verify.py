@@ -13,7 +13,7 @@ from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import sum_directory, sum_file, write_sum_beside
+from gptjax.core.file_sums import SUMS_FILE, drop_sums, read_sums, sum_directory, sum_file, write_sum_beside, write_sums
 from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.runs.run_sums import list_logs, seal_run, warn_of_changed_logs
@@ -301,6 +301,18 @@ def test_verify_says_what_is_missing(run: Path):
         f"{run}/config.json is missing (No such file or directory)",
         f"{run}/metrics.jsonl is missing",
     ]
+
+
+def test_sums_of_a_folder_that_is_written_anew_go_and_all_others_stay(run: Path):
+    """The start may still be refused."""
+    before = read_sums(run)
+    assert before is not None
+    write_sums(run, before[0] | {"reference/train.npy": before[0]["config.json"]}, extra=before[1])
+    drop_sums(run, "reference")
+    assert read_sums(run) == before
+    (run / SUMS_FILE).write_text("{}")
+    drop_sums(run, "reference")  # the next start tells that it is damaged
+    assert (run / SUMS_FILE).read_text() == "{}"
 
 
 def test_verify_says_that_the_sums_of_a_run_are_missing(run: Path):

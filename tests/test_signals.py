@@ -1,5 +1,6 @@
 """Signals are handled between steps, or end the process where there is nothing to save."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import stop_status
 from gptjax.process.lost_signals import unwrap
+from gptjax.sharding.preemption import take_jax_handler
 from gptjax.supervision import signals as stop_signals
 from gptjax.supervision.signals import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 
@@ -213,6 +215,25 @@ def test_one_of_several_processes_passes_the_signal_on(monkeypatch: pytest.Monke
         time.sleep(0.01)
         assert (shutdown.get_signal(4), shutdown.get_signal(5)) == (None, signal.SIGUSR1)
         assert told == [signal.SIGTERM]
+
+
+def test_handler_of_jax_is_taken_once():
+    """Python does not know it. Its own handlers hold afterwards."""
+    libc, told = ctypes.CDLL(None), list[int]()
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    of_jax = ctypes.CFUNCTYPE(None, ctypes.c_int)(told.append)
+    take_jax_handler.cache_clear()
+    before = libc.signal(signal.SIGTERM, ctypes.cast(of_jax, ctypes.c_void_p).value)
+    try:
+        tell = take_jax_handler()
+        assert tell is not None
+        tell(signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+        assert take_jax_handler() is tell
+        assert libc.signal(signal.SIGTERM, before) is None
+    finally:
+        libc.signal(signal.SIGTERM, before)
+        take_jax_handler.cache_clear()
 
 
 def test_other_threads_leave_handlers_alone():

@@ -86,6 +86,13 @@ def keep_sums(directory: Path, names: Iterable[str]) -> dict[str, FileSum]:
     return {name: listed.get(name) or sum_file(directory / name) for name in sorted(names)}
 
 
+def drop_sums(directory: Path, folder: str) -> None:
+    """List no file of this folder in `checksums.json` any more, as before they are replaced one by one."""
+    with contextlib.suppress(DamagedFileError):  # the next start tells of it
+        if (found := read_sums(directory)) is not None:
+            write_sums(directory, {n: s for n, s in found[0].items() if not n.startswith(f"{folder}/")}, extra=found[1])
+
+
 def list_files(directory: Path) -> list[str]:
     """Paths of all files inside a directory, sorted, without `checksums.json` itself."""
     found = (path for path in directory.rglob("*") if path.is_file())

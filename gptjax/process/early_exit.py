@@ -202,7 +202,8 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
         # Both the main thread and the one that listens come here after one signal.
         is_first = _exiting.acquire(timeout=0.1 if _announcement is None else 2 * ANNOUNCE_SECONDS)
         if is_first:
-            os.write(2, f"{name}\n".encode())
+            held = sys.modules.get("gptjax.process.native_output")  # not imported here: it is large
+            os.write(2 if held is None else held.find_terminal(), f"{name}\n".encode())
             if _announcement is not None:
                 _announcement(status, name, seconds=ANNOUNCE_SECONDS)
     finally:

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
-from gptjax.core.file_sums import SUMS_FILE
+from gptjax.core.file_sums import drop_sums
 from gptjax.core.files import file_sha256, write_atomically
 from gptjax.core.serialization import Modules
 from gptjax.data.config import Mixture
@@ -148,7 +148,7 @@ def store_reference(config: TrainConfig, parts: Iterable[ReferencePart], model: 
         identity = part.identify(weights)
         if not _is_stored(part.directory, identity):
             if jax.process_index() == 0:  # after a kill, the old sums would call the new files damaged
-                (config.directory / SUMS_FILE).unlink(missing_ok=True)
+                drop_sums(config.directory, REFERENCE)
             _store_rows(part.rows, part.directory, identity=identity, compute=compute)
 
 

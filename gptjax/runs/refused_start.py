@@ -41,6 +41,13 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
     which would be newer than its sums. It removes what gptjax has written in this start, and nothing else. So a stored
     reference stays, which took long.
     """
+    is_over = False
+
+    def end_start() -> None:
+        nonlocal is_over
+        is_over = True
+        set_undo(None)
+
     wait_for_processes("opened")  # one that is refused alone ends the others before anything is written
     had_lock = (directory / LOCK).exists()
     with run_lock(directory) as made:
@@ -58,12 +65,12 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
         if jax.process_index() == 0:
             set_undo(undo)
         try:
-            yield lambda: set_undo(None)
+            yield end_start
         except (UserError, OSError):
             undo_start()
             raise
         except Exception as error:
-            if is_lost_peer(error):  # one that was refused: this process ends here, and undoes its start
+            if is_lost_peer(error) and not is_over:  # it may be refused; then this process ends here, which undoes it
                 wait_for_failure_report(LOST_SECONDS)
             raise
         finally:

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +16,12 @@ from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.xla_flags import check_xla_flags
-from gptjax.process.early_exit import REQUEUE_STATUS
+from gptjax.process.early_exit import REQUEUE_STATUS, set_early_announcement
 from gptjax.process.native_output import NativeOutput, hold_native_output, read_native_output, release_native_output
 from gptjax.process.process_end import end_at_abort, end_process, set_peers
 from gptjax.sharding.joining import CLIENT_SECONDS, JoinWatch, check_listening, end_registration, without_proxies
 from gptjax.sharding.liveness import ProcessWatch
+from gptjax.sharding.preemption import take_jax_handler
 from gptjax.sharding.start_marker import StartMarker
 
 WAIT_SECONDS = 300
@@ -128,6 +130,9 @@ def _watch_others(native: NativeOutput, command: str) -> None:
         others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
         others.start()
         set_peers(others)
+        if threading.current_thread() is threading.main_thread():
+            take_jax_handler()  # until training asks for the step to stop at, a signal ends this process at once
+            set_early_announcement(lambda status, message, *, seconds: others.announce_end(status, message))
 
 
 def count_processes() -> int:

@@ -9,7 +9,6 @@ the main thread cannot: at a second Ctrl-C or SIGTERM, and before training, when
 """
 
 import contextlib
-import ctypes
 import math
 import os
 import signal
@@ -29,6 +28,7 @@ from gptjax.process.early_exit import REQUEUE_VARIABLE, STOP_VARIABLE, read_sign
 from gptjax.process.lost_signals import hear_again, unwrap
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.sharding.distributed import count_processes
+from gptjax.sharding.preemption import take_jax_handler
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 GRACE_SECONDS = 3.0
@@ -206,14 +206,6 @@ class GracefulShutdown:
             if has_peers():
                 exit_process(stop_status(number), f"stopped {self.place} by {signal.Signals(number).name}")
             os._exit(stop_status(number))
-
-
-def take_jax_handler() -> Callable[[int], object] | None:
-    """What JAX does at a SIGTERM, which Python does not know. The signal is left without it."""
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    address = libc.signal(signal.SIGTERM, None)
-    return ctypes.CFUNCTYPE(None, ctypes.c_int)(address) if address not in (None, 0, 1) else None
 
 
 def _write(text: str) -> None:
