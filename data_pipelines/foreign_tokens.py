@@ -130,6 +130,9 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: its sequences are longer than {content.name} together. Copy both files again.")
     if ((starts < 0) | (starts > len(tokens) - lengths) | (begins % dtype.itemsize != 0)).any():
         raise UserError(f"{path}: a sequence lies outside of {content.name}, or between ids. Copy both files again.")
+    order = np.lexsort((lengths, starts))
+    if (starts[order][1:] < (starts + lengths)[order][:-1]).any():
+        raise UserError(f"{path}: two of its sequences overlap in {content.name}. Copy both files again.")
     parts = np.cumsum(lengths) // READ_TOKENS  # sequences that are read at once
     for group in np.split(np.arange(count), np.flatnonzero(np.diff(parts)) + 1):
         found = tokens.read_ranges(starts[group], lengths[group])

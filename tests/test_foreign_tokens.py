@@ -247,6 +247,7 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
         ("a.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 2**60, 5), "is cut short"),
         ("a.idx", make_index([3, -2], [0, 0]), "sequences are longer than a.bin together"),
         ("a.idx", make_index([4] * 9, [0] * 9), "sequences are longer than a.bin together"),
+        ("a.idx", make_index([1, 1], [0, 0]), "two of its sequences overlap"),
         ("a.idx", make_index([2], [2]), "a sequence lies outside of a.bin, or between ids"),
         ("index.json", b"[]", "is not an index of MDS"),
         ("index.json", MDS_INDEX.replace(b'sizes": []', b'sizes": [-4]') % (b"[]", b"null"), "its column_sizes are"),

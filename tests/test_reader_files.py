@@ -154,14 +154,13 @@ def test_a_pattern_reads_what_is_text_and_a_directory_of_documents_tells_the_com
         '{"a": 1}\n' + "Prose.\n" * 3,
         '{"text": "a"}\nProse.',
         '{"text": "a"}\n' * 19 + "Prose.\n",
-        '{"level": "info"}\n' * 30,
         '{"text": "' + "a" * 2**24 + '"}\n',
         "\n",
         "",
     ],
 )
 def test_a_text_that_begins_with_objects_stays_a_text(content, tmp_path):
-    """All of the first lines are objects in JSON lines, and some of them have the field."""
+    """All of the first lines are objects in JSON lines."""
     (tmp_path / "a.log").write_text(content)
     context = ReadContext()
     assert (read(tmp_path / "a.log", context), context.notes[AS_TEXT]) == ([content], 1)
@@ -172,6 +171,8 @@ def test_json_lines_of_an_unknown_name_may_have_records_without_text(tmp_path):
     context = ReadContext("body")
     assert read(tmp_path / "a.raw", context) == ["b"] * 20 + ["c"]
     assert context.notes[AS_LINES] == 1
+    assert read(tmp_path / "a.raw", context := ReadContext()) == [], "a dump whose texts have another name is no text"
+    assert 'got one with "body" (--text-field chooses another)' in str(context.notes.lines())
 
 
 def test_text_field_reaches_every_format(folder):
@@ -191,6 +192,15 @@ def test_binary_file_is_refused(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"text\0")
     with pytest.raises(UserError, match=r"x\.bin: holds NUL bytes.*Token shards need no preparation"):
         read(tmp_path / "x.bin")
+    for content, message in (
+        (bytes(range(1, 30)), "many control characters, so it is no text"),
+        (b"\x7fELF", "a program"),
+    ):
+        (tmp_path / "x.txt").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "x.txt")
+    (tmp_path / "x.txt").write_bytes(b"a\x01b\x02c\x1b[1m\f")
+    assert read(tmp_path / "x.txt") == ["a\x01b\x02c\x1b[1m\f"]
 
 
 def test_compressed_file_of_an_unknown_format_is_text(tmp_path):

@@ -128,6 +128,6 @@ def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
             )
     plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED[1:] else path
     is_markup = plain.suffix.lower() in MARKUP
-    are_lines = not is_markup and json_lines.begins_with_records(path, field=context.text_field)
+    are_lines = not is_markup and json_lines.begins_with_records(path)
     context.notes[AS_LINES if are_lines else AS_MARKUP if is_markup else AS_TEXT] += 1
     yield from (json_lines.read_json_lines if are_lines else read_text)(path, context)

@@ -39,12 +39,18 @@ MEANINGS: Mapping[bytes, str] = {
     b"%PDF-": "PDF. This makes text of it: pdftotext {0} {1}.txt",
     b"SQLite format 3\x00": _DATABASE,
     b"\x93NUMPY": "an array of NumPy; if it holds tokens, see python -m data_pipelines.index_shards --help",
+    b"\x7fELF": "a program; name its source text",
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), "an image; name the text that was read from it"),
     b"\x89HDF": "HDF5; save its texts as JSON lines",
     b"Obj\x01": "Avro; save its records as JSON lines",
     **dict.fromkeys((bytes([0x80, version]) for version in range(2, 6)), _PICKLE),
 }
 """What files are that begin in these ways, though their name says text."""
 TAR_PLACE, TAR = 257, b"ustar"
+CONTROLS = frozenset(range(1, 32)) - set(b"\b\t\n\v\f\r\x1b")
+"""Characters that text seldom has, one or two of them as marks. In random bytes there are all."""
+MOST_CONTROLS = 7
+"""Different ones of them in the first bytes of a text."""
 
 
 def suggest_conversion(path: Path) -> str:
@@ -60,7 +66,10 @@ def explain_foreign(path: Path, start: bytes) -> str | None:
     if found is None and start[TAR_PLACE:].startswith(TAR):
         found = "a tar archive; unpack it first: tar xf {0}"
     if found is None:
-        return None
+        is_binary = len(CONTROLS.intersection(start)) > MOST_CONTROLS
+        return (
+            "has many control characters, so it is no text. Name the text that it was made of." if is_binary else None
+        )
     if (kind := path.suffix.lower()) in MAKE_TEXT and not start.startswith(LFS):
         return f"is a {kind} file, and no plain text. This makes text of it: {suggest_conversion(path)}"
     end = "" if "{0}" in found else "."  # behind a command there is none

@@ -36,15 +36,15 @@ def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
             number += len(lines)
 
 
-def begins_with_records(path: Path, *, field: str) -> bool:
-    """Whether the first lines are JSON objects, and any of them has a text under `field`."""
+def begins_with_records(path: Path) -> bool:
+    """Whether the first lines are JSON objects, of whatever fields."""
     with open_file(path) as file:
         beginning = file.read(SEEN_BYTES)
     *whole, rest = beginning.split(b"\n", SEEN_LINES)
     if len(beginning) < SEEN_BYTES and len(whole) < SEEN_LINES:  # the file's last line, which may have no end
         whole.append(rest)
     lines = [line for line in whole if line.strip()]
-    return all(map(is_json_object, lines)) and any(find_text(json.loads(line), field) is not None for line in lines)
+    return bool(lines) and all(map(is_json_object, lines))
 
 
 def check_lines(path: Path) -> None:
