@@ -285,7 +285,16 @@ def test_marker_is_written_in_one_piece_and_what_is_none_is_passed_over(
     members: Members, monkeypatch: pytest.MonkeyPatch
 ):
     first = members.begin(0)
-    for i, content in enumerate(("", "[]", '{"id": "x"}', json.dumps(first._content | {"end": [1]})), 1):
+    for i, content in enumerate(
+        (
+            "",
+            "[]",
+            '{"id": "x"}',
+            json.dumps(first._content | {"end": [1]}),
+            json.dumps(first._content | {"made": None}),
+        ),
+        1,
+    ):
         (first.start.directory / str(i)).write_text(content)
         assert first._read_mark(i) is None
         (first.start.directory / str(i)).unlink()
