@@ -10,7 +10,7 @@ SWITCHES = ("weight", "train", "training", "loss")
 
 
 def is_unscored(item: Any, *, where: str) -> bool:
-    """Whether a message, in any form, says that it is context. Raises `InvalidRecord` for other weights than 0 and 1."""
+    """Whether a message, in any form, is context by its own words. Raises `InvalidRecord` for a weight like 0.5."""
     message = as_message(item) or {}
     values = [message[name] for name in SWITCHES if isinstance(message.get(name), int | float | str)]
     if (weight := message.get("weight")) is not None and _read_switch(weight) is None:
