@@ -319,7 +319,8 @@ def test_start_removes_directories_of_markers_that_are_older_than_an_hour(start_
     names = {".start-000000000001": 7200, ".start-000000000002": 1800, "a run": 7200}
     for name, age in names.items():
         (tmp_path / "runs" / name).mkdir(parents=True)
-        os.utime(tmp_path / "runs" / name, (time.time() - age,) * 2)
+        written = time.time() - age
+        os.utime(tmp_path / "runs" / name, (written, written))
     marker = start_of(0)
     left = {path.name for path in (tmp_path / "runs").iterdir()} - {marker.start.directory.name}
     assert left == {".start-000000000002", "a run"}
