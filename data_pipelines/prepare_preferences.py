@@ -20,6 +20,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 """
 
 import contextlib
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,6 +51,16 @@ class PreparePreferences(PrepareScored):
     train_flags: ClassVar[FittingFlags] = PAIR_FLAGS
     as_turns: bool = False
     """Make turns of plain text: the prompt the user's message, the answers the assistant's."""
+
+    def load_tokenizer(self) -> Tokenizer:
+        """That of a model which is trained already: pairs teach it which of its answers are better."""
+        if re.fullmatch(r"bpe:\d+|chars", self.tokenizer):
+            raise UserError(
+                f"--tokenizer={self.tokenizer}: pairs are for a model that is trained already, and its tokenizer is "
+                "theirs. Write --tokenizer=RUN, a run or a saved model. If you have none, prepare chats or texts with "
+                f"{'prepare_chat' if self.tokenizer != 'chars' else 'prepare'} --tokenizer={self.tokenizer}, and train."
+            )
+        return super().load_tokenizer()
 
     def choose_flags(self, tokens: int) -> str:
         """Pairs are learned from a model, which is their reference, too."""

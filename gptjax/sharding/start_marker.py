@@ -165,7 +165,7 @@ class StartMarker:
         if self._closed.is_set():
             return
         self._content["end"] = [status, message.splitlines()[0] if message else ""]
-        waited, late_seconds = 0.0, min(LATE_SECONDS, seconds)
+        waited, late_seconds = 0.0, LATE_SECONDS
         if self._waits:
             seconds, late_seconds = min(seconds, PRINT_SECONDS - 2), 0.0  # `end_process` gives no more time
         while True:

@@ -50,6 +50,42 @@ TRAINING = (
         ("now - self._failed_at >= RETRY_SECONDS", "False"),
     ),
     *mutate(
+        "gptjax/checkpoints/checkpoint.py",
+        "test_resume.py::test_going_back_keeps_later_checkpoints_and_happens_once test_checkpoint_integrity.py",
+        # What a start that is accepted passes over keeps its name, and mixes with what comes.
+        ("            make_way(self._directory, self._choice)\n", ""),
+    ),
+    *mutate(
+        "gptjax/process/process_end.py",
+        "test_trainer.py::test_refused_start_removes_only_what_gptjax_has_written_in_it",
+        # A start that another process refuses leaves its directory.
+        ("    if (undo := _undo) is not None:\n        undo()\n", ""),
+    ),
+    *mutate(
+        "gptjax/sharding/start_judge.py",
+        "test_start_judge.py",
+        # A process that imports from a slow disk is called dead.
+        ("SILENCE_SECONDS = 40.0", "SILENCE_SECONDS = 10.0"),
+        # A marker that an earlier start has left ends this one.
+        ('float("-inf") if is_old else 0.0', "0.0"),
+        # The end of an earlier start of this process ends this one.
+        ("if not is_fresh or of_earlier:", "if not is_fresh:"),
+    ),
+    *mutate(
+        "gptjax/sharding/start_marker.py",
+        "test_start_marker.py",
+        # A process takes the place of one that lives.
+        ("return not is_alive and self._twin_looks > STILL_BEATS", "return self._twin_looks > STILL_BEATS"),
+        # A user's own empty directories are removed.
+        ('[: max(1, self._content["made"])]', ""),
+    ),
+    *mutate(
+        "gptjax/sharding/joining.py",
+        "test_joining.py::test_process_whose_connection_has_ended_is_gone",
+        # A probe of the port that leaves ends the start.
+        ("HELD_LOOKS = 5", "HELD_LOOKS = 1"),
+    ),
+    *mutate(
         "gptjax/supervision/divergence.py",
         "test_divergence.py",
         # The run ends one skipped update late.
