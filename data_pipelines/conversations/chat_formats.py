@@ -1,10 +1,5 @@
 """Conversations as people keep them, as messages: OpenAI's and ShareGPT's lists, bare lists, Alpaca's fields, pairs."""
 
-import ast
-import contextlib
-import json
-import re
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +19,7 @@ from data_pipelines.readers.fields import (
 )
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.list_cells import begins_as_list, parse_json
 from gptjax.tokenization.messages import (
     CONTENT_KEYS,
     NO_LIST,
@@ -230,16 +226,12 @@ def _read_turn(turn: dict[str, Any], *, where: str) -> list[Any]:
 
 def parse_lists(record: Any) -> Any:
     """A record with the lists of messages that a table holds as text; other texts that are lists stay texts."""
-    if not isinstance(record, dict) or not any(_begins_as_list(value) for value in record.values()):
+    if not isinstance(record, dict) or not any(begins_as_list(value) for value in record.values()):
         return record
-    found = {key: parse_json(value) for key, value in record.items() if _begins_as_list(value)}
+    found = {key: parse_json(value) for key, value in record.items() if begins_as_list(value)}
     return record | {
         key: value for key, value in found.items() if isinstance(value, list) and value and all(map(_speaks, value))
     }
-
-
-def _begins_as_list(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip()[:1] == "["
 
 
 def _speaks(item: Any) -> bool:
@@ -252,24 +244,6 @@ def _speaks(item: Any) -> bool:
 def is_labelled(record: dict[str, Any]) -> bool:
     """Whether a record says if its answer is a good one, as TRL's sets for KTO do."""
     return str(record.get(LABEL)).lower() in ("true", "false")
-
-
-def parse_json(value: Any) -> Any:
-    """A list that a table holds as JSON or, as pandas writes it, as Python; other values as they are."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return _parse_python(value)
-
-
-def _parse_python(text: str) -> Any:
-    """A list of Python's literals, or the text as it is. An array of NumPy has line ends in place of commas."""
-    if not text.startswith(("[{", "[[")):
-        return text
-    with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        warnings.simplefilter("ignore")  # of escapes that are none
-        return ast.literal_eval(re.sub(r"\}\r?\n\s*\{", "}, {", text))
-    return text
 
 
 def find_system(record: dict[str, Any], *, where: str) -> str:
