@@ -8,6 +8,7 @@ from data_pipelines.conversations.advice import suggest_grouping, suggest_names
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
 from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
+from data_pipelines.conversations.unscored import is_unscored
 from data_pipelines.readers.fields import (
     LABEL,
     list_hidden,
@@ -57,8 +58,8 @@ OTHER_SYSTEM = "conversations have a second text of the system, which was left o
 OTHER_CONTENT = "conversations have a text beside the messages, which was left out"
 _SYSTEMS = frozenset((*SYSTEM, public_sets.META))
 _BESIDE = frozenset(
-    ("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5], *ADDED, *TEXTS, "dialogue", "summary")
-)
+    (*("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5]), *ADDED, *TEXTS, "dialogue", "summary")
+) | {"chosen", "rejected"}
 """Fields that are no part of a list of messages; `user` may be a name."""
 _CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
 """Fields beside which the turns of another field are not the whole record."""
@@ -67,7 +68,7 @@ _TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "respon
 
 
 class ParsedConversation(NamedTuple):
-    """Messages, the numbers of those that are not scored (OpenAI's `weight` 0), and notes on what was left out."""
+    """Messages, the numbers of those that are not scored (`unscored.SWITCHES`), and notes on what was left out."""
 
     messages: list[Message]
     unscored: frozenset[int] = frozenset()
@@ -100,9 +101,10 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
         found = [None, *found]
     check_turns(messages, where=where)
     others = [(number, item) for number, item in enumerate(found) if find_plain(item) is None]
-    unscored = {number for number, item in others if (as_message(item) or {}).get("weight") == 0}
+    answers = [(number, item) for number, item in others if messages[number].role == "assistant"]
+    unscored = {number for number, item in answers if is_unscored(item, where=where)}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
-        raise UselessRecord("conversations skipped: all answers have weight 0")
+        raise UselessRecord("conversations skipped: all answers have weight 0, or another switch that is off")
     objects = [record, *(item for _, item in others)]
     notes = {
         REASONING: any(map(has_reasoning, objects)),
@@ -129,9 +131,9 @@ def _has_other_content(record: Any, messages: list[Message]) -> bool:
     if not isinstance(record, dict) or record.keys().isdisjoint(_BESIDE):
         return False
     texts = [text.strip() for key in record.keys() & _BESIDE if isinstance(text := record[key], str)]
-    return any(all(text not in message.content for message in messages) for text in texts) and any(
-        isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS)
-    )
+    is_other = any(all(text not in message.content for message in messages) for text in texts)
+    is_other = is_other or any(isinstance(record.get(side), list) for side in ("chosen", "rejected"))
+    return is_other and any(isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS))
 
 
 def _has_other_system(record: Any, first: Message) -> bool:
