@@ -326,7 +326,7 @@ def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     (directory / "3" / "commit_success.txt").touch()
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
     with CheckpointManager(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
-        restore_run_state(config, checkpoints, fingerprints, SINGLE)
+        restore_run_state(config, checkpoints, 3, fingerprints, SINGLE)
     return str(refused.value).replace(str(directory), "")
 
 
