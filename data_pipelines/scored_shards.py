@@ -35,7 +35,7 @@ from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer, note_left_out
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
-RECORDS_VERSION = 10
+RECORDS_VERSION = 11
 """Increase it whenever the same records become other tokens."""
 ENCODERS = (BlockEncoder.__module__, "data_pipelines.conversations.examples", "gptjax.tokenization.table_tokenizers")
 """What workers import."""

@@ -248,13 +248,27 @@ def test_fields_beside_the_messages():
     assert parse_conversation({"messages": developer, "system": "x"}, where="x").messages[0] == SYSTEM
 
 
-def test_answers_of_weight_0_are_not_scored():
-    first, second = ({"role": "assistant", "content": "a", "weight": weight} for weight in (0, 1))
+@pytest.mark.parametrize(
+    ("name", "off", "on"),
+    [("weight", 0, 1), ("weight", 0.0, 1.0), ("train", False, True), ("training", "false", None), ("loss", 0, 2.5)],
+)
+def test_answers_whose_switch_is_off_are_not_scored(name: str, off: Any, on: Any):
+    first, second = ({"role": "assistant", "content": "a", name: value} for value in (off, on))
     user = {"role": "user", "content": "u"}
     record = {"system": "s", "messages": [user, first, user, second]}
     assert parse_conversation(record, where="x").unscored == {2}
-    with pytest.raises(UselessRecord, match="all answers have weight 0"):
+    with pytest.raises(UselessRecord, match="all answers have weight 0, or another switch that is off"):
         parse_conversation([user, first], where="x")
+    turns = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a", name: off}, *record["messages"][2:]]
+    assert parse_conversation({"conversations": turns}, where="x").unscored == {1}
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "x", []])
+def test_a_weight_that_is_no_switch_is_refused(weight: Any):
+    with pytest.raises(InvalidRecord, match=r"x: the weight of a message is .*Wanted 1, or 0"):
+        parse_conversation(
+            [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": weight}], where="x"
+        )
 
 
 @pytest.mark.parametrize(
@@ -396,6 +410,7 @@ def test_history_may_be_messages_or_json(history: Any) -> None:
     [
         ({"prompt": LISTS[0][0], "response": LISTS[0][1], "context": "C"}, OTHER_CONTENT),
         ({"instruction": {"user": "Q"}, "output": LISTS[0][1], "input": "C"}, OTHER_CONTENT),
+        ({"messages": LISTS[0], "chosen": LISTS[0][1:], "rejected": LISTS[0][1:]}, OTHER_CONTENT),
         ({"prompt": LISTS[0][0], "response": LISTS[0][1], "answer": "B"}, OTHER_FIELD),
         ({"prompt": "Q", "response": ["assistant", "A"], "answer": "B"}, OTHER_FIELD),
     ],

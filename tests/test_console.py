@@ -66,6 +66,13 @@ def test_safe_console_survives_what_cannot_be_printed(tmp_path: Path, monkeypatc
             drop_console_log()
             print("after it")
         assert log.exists() == is_left
+    with safe_console():
+        keep_console_log(shared := tmp_path / "shared.log")
+        print("of a refused start →")
+        with shared.open("a") as file:
+            file.write("of a scheduler\n")
+        drop_console_log()
+    assert shared.read_text() == "of a refused start →\nof a scheduler\n"
     with (tmp_path / "console.log").open("a") as file, safe_console():  # as by `>> console.log`
         sys.stdout.redirect(file)  # pyright: ignore[reportAttributeAccessIssue]
         keep_console_log(tmp_path / "console.log")

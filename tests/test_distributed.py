@@ -38,7 +38,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
         {"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
-        {"JAX_NUM_PROCESSES": "4"},
+        {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
     ],
 )
 def test_single_process_does_not_initialize(calls: list[dict], environment: dict[str, str]):
@@ -97,6 +97,15 @@ def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
             initialize_distributed(environment)
     initialize_distributed(torchrun | {"WORLD_SIZE": "1"})
     assert calls == []
+
+
+@pytest.mark.parametrize("environment", [{"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, {"JAX_PROCESS_ID": "1"}])
+def test_one_of_several_processes_without_a_coordinator_is_refused(calls: list[dict], environment: dict[str, str]):
+    with pytest.raises(UserError, match=r"JAX_(NUM_PROCESSES is 2|PROCESS_ID is 1) without JAX_COORDINATOR_ADDRESS"):
+        initialize_distributed(environment)
+    assert calls == []
+    initialize_distributed(environment | {"GPTJAX_DISTRIBUTED": "auto"})
+    assert len(calls) == 1, "where JAX knows the coordinator"
 
 
 def test_other_word_than_auto_is_refused(calls: list[dict]):

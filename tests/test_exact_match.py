@@ -138,7 +138,9 @@ def test_questions_are_read_from_arrays_and_tables(tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(json.dumps([record]))
     with (tmp_path / "q.csv").open("w", newline="") as file:
         csv.writer(file).writerows([record, [json.dumps(value) for value in record.values()]])
-    for name in ("q.json", "q.csv"):
+    with (tmp_path / "pandas.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([record, map(str, record.values())])
+    for name in ("q.json", "q.csv", "pandas.csv"):
         assert list(read_questions(tmp_path / name)) == [([Message("user", "a")], ["[b", "c"])]
 
 

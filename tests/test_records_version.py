@@ -33,6 +33,7 @@ CHATS = [
     {"context": "C", "question": "P", "answers": {"text": ["Q"]}},
     RANKED,
     {"messages": [*turns("P", "Q", "R"), {"role": "assistant", "content": "T", "weight": 0}]},
+    {"messages": [*turns("P", "Q", "R"), {"role": "assistant", "content": "T", "train": False}]},
     {"messages": turns("P", "Q", "Q", "")},
     [["human", "P"], ["gpt", "Q"]],
     ["human", "P"],
@@ -82,4 +83,4 @@ def test_the_version_tells_every_change_of_what_records_become():
                 continue
             for tokens, marks in documents:
                 found.update(np.asarray(tokens, "<i4").tobytes() + np.asarray(marks, "u1").tobytes() + b"|")
-    assert (RECORDS_VERSION, found.hexdigest()[:16]) == (10, "d83302f4f5897ae0")
+    assert (RECORDS_VERSION, found.hexdigest()[:16]) == (11, "8284965771e1adec")

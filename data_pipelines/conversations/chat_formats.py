@@ -1,10 +1,5 @@
 """Conversations as people keep them, as messages: OpenAI's and ShareGPT's lists, bare lists, Alpaca's fields, pairs."""
 
-import ast
-import contextlib
-import json
-import re
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +8,7 @@ from data_pipelines.conversations.advice import suggest_grouping, suggest_names
 from data_pipelines.conversations.chat_exports import TREE_FIELDS, find_branch
 from data_pipelines.conversations.dialogue_text import split_question
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM, TEXTS
+from data_pipelines.conversations.unscored import is_unscored
 from data_pipelines.readers.fields import (
     LABEL,
     list_hidden,
@@ -23,6 +19,7 @@ from data_pipelines.readers.fields import (
 )
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.list_cells import begins_as_list, parse_json
 from gptjax.tokenization.messages import (
     CONTENT_KEYS,
     NO_LIST,
@@ -61,8 +58,8 @@ OTHER_SYSTEM = "conversations have a second text of the system, which was left o
 OTHER_CONTENT = "conversations have a text beside the messages, which was left out"
 _SYSTEMS = frozenset((*SYSTEM, public_sets.META))
 _BESIDE = frozenset(
-    ("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5], *ADDED, *TEXTS, "dialogue", "summary")
-)
+    (*("prompt", "instruction", "question", "query", "problem", *ANSWERS[:5]), *ADDED, *TEXTS, "dialogue", "summary")
+) | {"chosen", "rejected"}
 """Fields that are no part of a list of messages; `user` may be a name."""
 _CONTENT = (*LISTS, *TEXTS, *QUESTIONS, *ANSWERS, *ADDED, "history", "summary")
 """Fields beside which the turns of another field are not the whole record."""
@@ -71,7 +68,7 @@ _TURN_NAMES = {"q": "question", "a": "answer", "gpt": "response", "bot": "respon
 
 
 class ParsedConversation(NamedTuple):
-    """Messages, the numbers of those that are not scored (OpenAI's `weight` 0), and notes on what was left out."""
+    """Messages, the numbers of those that are not scored (`unscored.SWITCHES`), and notes on what was left out."""
 
     messages: list[Message]
     unscored: frozenset[int] = frozenset()
@@ -104,9 +101,10 @@ def _parse(record: Any, *, where: str) -> ParsedConversation:
         found = [None, *found]
     check_turns(messages, where=where)
     others = [(number, item) for number, item in enumerate(found) if find_plain(item) is None]
-    unscored = {number for number, item in others if (as_message(item) or {}).get("weight") == 0}
+    answers = [(number, item) for number, item in others if messages[number].role == "assistant"]
+    unscored = {number for number, item in answers if is_unscored(item, where=where)}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
-        raise UselessRecord("conversations skipped: all answers have weight 0")
+        raise UselessRecord("conversations skipped: all answers have weight 0, or another switch that is off")
     objects = [record, *(item for _, item in others)]
     notes = {
         REASONING: any(map(has_reasoning, objects)),
@@ -133,9 +131,9 @@ def _has_other_content(record: Any, messages: list[Message]) -> bool:
     if not isinstance(record, dict) or record.keys().isdisjoint(_BESIDE):
         return False
     texts = [text.strip() for key in record.keys() & _BESIDE if isinstance(text := record[key], str)]
-    return any(all(text not in message.content for message in messages) for text in texts) and any(
-        isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS)
-    )
+    is_other = any(all(text not in message.content for message in messages) for text in texts)
+    is_other = is_other or any(isinstance(record.get(side), list) for side in ("chosen", "rejected"))
+    return is_other and any(isinstance(as_list(record.get(key)), list) for key in (*LISTS, *QUESTIONS))
 
 
 def _has_other_system(record: Any, first: Message) -> bool:
@@ -228,16 +226,12 @@ def _read_turn(turn: dict[str, Any], *, where: str) -> list[Any]:
 
 def parse_lists(record: Any) -> Any:
     """A record with the lists of messages that a table holds as text; other texts that are lists stay texts."""
-    if not isinstance(record, dict) or not any(_begins_as_list(value) for value in record.values()):
+    if not isinstance(record, dict) or not any(begins_as_list(value) for value in record.values()):
         return record
-    found = {key: parse_json(value) for key, value in record.items() if _begins_as_list(value)}
+    found = {key: parse_json(value) for key, value in record.items() if begins_as_list(value)}
     return record | {
         key: value for key, value in found.items() if isinstance(value, list) and value and all(map(_speaks, value))
     }
-
-
-def _begins_as_list(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip()[:1] == "["
 
 
 def _speaks(item: Any) -> bool:
@@ -250,24 +244,6 @@ def _speaks(item: Any) -> bool:
 def is_labelled(record: dict[str, Any]) -> bool:
     """Whether a record says if its answer is a good one, as TRL's sets for KTO do."""
     return str(record.get(LABEL)).lower() in ("true", "false")
-
-
-def parse_json(value: Any) -> Any:
-    """A list that a table holds as JSON or, as pandas writes it, as Python; other values as they are."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return _parse_python(value)
-
-
-def _parse_python(text: str) -> Any:
-    """A list of Python's literals, or the text as it is. An array of NumPy has line ends in place of commas."""
-    if not text.startswith(("[{", "[[")):
-        return text
-    with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        warnings.simplefilter("ignore")  # of escapes that are none
-        return ast.literal_eval(re.sub(r"\}\r?\n\s*\{", "}, {", text))
-    return text
 
 
 def find_system(record: dict[str, Any], *, where: str) -> str:

@@ -12,7 +12,6 @@ from data_pipelines.conversations.chat_formats import (
     find_system,
     is_labelled,
     parse_conversation,
-    parse_json,
     parse_lists,
     read_history,
 )
@@ -22,6 +21,7 @@ from data_pipelines.conversations.public_pairs import FIELDS as PUBLIC_FIELDS
 from data_pipelines.conversations.public_pairs import find_public_pair, parse_texts
 from data_pipelines.readers.fields import LABEL, list_hidden, rename_fields, suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.list_cells import parse_json
 from gptjax.tokenization.messages import (
     SKIPPED,
     WRONG_TURNS,

@@ -251,7 +251,7 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
         if word.startswith("-") and name in CONFIG_WORDS:
             following = rest[place + 1 : place + 2]
             value = value if equals else "".join(word for word in following if not word.startswith("-"))
-            if specs and value:
+            if specs and value and value != specs[0]:
                 raise UserError(f"Two configs are given, {quote(value)} and {quote(specs[0])}: a run has one.")
             shown = word.partition("=")[0].replace("_", "-")
             hint = f"The config is {quote(specs[0])}." if specs else f"Write --config={quote(value) or 'NAME'}."

@@ -1,6 +1,5 @@
 """An evaluator of chats: questions are answered greedily, and answers compared with those that are right."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from gptjax.data.readers import import_reader
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.list_cells import parse_list
 from gptjax.tokenization.messages import UselessRecord, read_messages
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def read_questions(path: Path) -> Iterator[tuple[list[Message], list[str]]]:
 
 
 def _read_question(record: Any, *, where: str) -> tuple[list[Message], list[str]]:
-    asked, answers = (_parse_cell(record.get(name)) if isinstance(record, dict) else None for name in _FIELDS)
+    asked, answers = (parse_list(record.get(name)) if isinstance(record, dict) else None for name in _FIELDS)
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         raise UserError(f'{where}: wanted "answers", a list of texts.')
@@ -117,13 +117,3 @@ def _read_question(record: Any, *, where: str) -> tuple[list[Message], list[str]
     if messages[-1].role != "user":
         raise UserError(f"{where}: wanted messages that the user ends, got a last one of the {messages[-1].role}.")
     return messages, answers
-
-
-def _parse_cell(value: Any) -> Any:
-    """A list that a cell of a table holds as JSON; other values as they are."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value

@@ -57,7 +57,7 @@ class ConsoleLog:
 
     def __init__(self) -> None:
         self._file: Any = None
-        self._begin, self._is_new = 0, False
+        self._begin, self._end, self._is_new = 0, 0, False
         self._pending: list[str] = []
         self._length = 0
         self._after_bar = False
@@ -70,7 +70,7 @@ class ConsoleLog:
         with contextlib.suppress(OSError):
             self._is_new = not path.exists()
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
-            self._begin = self._file.tell()
+            self._begin = self._end = self._file.tell()
         pending, self._pending = self._pending, []
         for text in pending:
             self.write(text)
@@ -88,14 +88,16 @@ class ConsoleLog:
         with contextlib.suppress(OSError, ValueError):
             self._file.write(text)
             self._file.flush()
+            self._end += len(text.encode(errors="backslashreplace"))
 
     def drop(self) -> None:
-        """Remove from the file what was written to it, and write no more."""
+        """Remove from the file what was written to it, unless others have written to it as well; write no more."""
         if self._file is not None:
             with contextlib.suppress(OSError, ValueError):
-                self._file.truncate(self._begin)
-                if self._is_new:
-                    Path(self._file.name).unlink()
+                if os.fstat(self._file.fileno()).st_size == self._end:  # `tee -a` or a scheduler may add to it
+                    self._file.truncate(self._begin)
+                    if self._is_new:
+                        Path(self._file.name).unlink()
             self.close()
 
     def close(self) -> None:

@@ -201,6 +201,13 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
             "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
             "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
+    processes, index = _read_integer(environment, "JAX_NUM_PROCESSES"), _read_integer(environment, "JAX_PROCESS_ID")
+    if not has_several_processes(environment) and ((processes or 1) > 1 or (index or 0) > 0):
+        found = f"JAX_NUM_PROCESSES is {processes}" if processes else f"JAX_PROCESS_ID is {index}"
+        raise UserError(
+            f"{found} without JAX_COORDINATOR_ADDRESS, and each process would train the whole run. Set "
+            "JAX_COORDINATOR_ADDRESS=HOST:12355, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset all of them."
+        )
     for launcher, size, rank in _LAUNCHERS:
         if environment.get(size, "1") != "1" and not has_several_processes(environment):
             raise UserError(

@@ -80,10 +80,11 @@ class Mark(NamedTuple):
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, time: float) -> "Mark":
         """Raises a LookupError, a TypeError or a ValueError for another file."""
-        process = Process(content["machine"], int(content["pid"]), content["began"])
+        process = Process(str(content["machine"]), int(content["pid"]), str(content["began"]))
         end = content["end"] and (int(content["end"][0]), str(content["end"][1]))
         cause = content["cause"] and (int(content["cause"][0]), str(content["cause"][1]))
-        return cls(content["id"], content["beat"], content["host"], process, content["made"], end, cause, time)
+        id, beat, made = str(content["id"]), int(content["beat"]), int(content["made"])
+        return cls(id, beat, str(content["host"]), process, made, end, cause, time)
 
 
 @dataclass(frozen=True)

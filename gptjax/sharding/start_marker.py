@@ -114,7 +114,7 @@ class StartMarker:
             "end": None,
             "cause": None,
         }
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the handler of a signal may come while its thread holds it
         self._closed = threading.Event()
         self._failure: Failure | None = None
         self._waits, self._is_written = False, False
