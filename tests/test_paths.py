@@ -53,6 +53,9 @@ def test_broken_links_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "x.txt")
     with pytest.raises(UserError, match=r"x\.txt: is .* a pipe"):
         find(tmp_path / "x.txt")
+    (tmp_path / "a\nerror: b.txt").touch()
+    with pytest.raises(UserError, match=r"a\\nerror: b\.txt: its name has a line end"):
+        find(tmp_path)
 
 
 def test_home_directory_is_expanded(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.foreign_files import MAKE_TEXT, MARKUP, suggest_conversion
-from gptjax.core.errors import UserError, count_of, format_message
+from gptjax.core.errors import UserError, count_of, format_message, quote
 from gptjax.core.files import expand_path, hash_json
 
 PACKED = {
@@ -32,6 +32,8 @@ TOKENS = {".bin", ".npy", ".idx", ".mds"}
 """Endings of token files."""
 BESIDE_TOKENS = {"index.json", "manifest.json", "tokenizer.json", "readme.md"}
 """Files beside them that are no text."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""In the name of a file these could imitate a message of this program."""
 _README = re.compile(r"(?i:readme|licen[cs]e|citation)(\..*)?|(README|LICEN[CS]E)[-_].*")
 """Names of texts that describe the data beside them: also README_zh.md, but not licensed_texts.txt."""
 BESIDE = "files beside the data, such as a README, not read (a quoted pattern names them)"
@@ -68,6 +70,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
     for file in found:
+        if _CONTROL.search(file.name):
+            raise UserError(f"{quote(str(file))}: its name has a line end or control characters. Rename it.")
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
         check_unpacked(file)
