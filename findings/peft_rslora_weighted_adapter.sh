@@ -3,8 +3,8 @@
 # new adapter changes the model by the root of r times what the old one does. No warning is given.
 #
 # The scale of the old adapters, alpha / sqrt(r) with `use_rslora`, is multiplied into the new matrices. The new adapter
-# then has alpha = r, so that alpha / r would be 1. But it inherits `use_rslora`, and so its scale is sqrt(r). This is so
-# for every `combination_type`. Adapters of plain LoRA are right.
+# then has alpha = r, so that alpha / r would be 1. But it inherits `use_rslora`, and so its scale is sqrt(r), with
+# every `combination_type`. Adapters of plain LoRA are right.
 #
 # Versions: Python 3.11 or newer, peft 0.21.2, torch 2.13.0, transformers 5.24.0. Seen:
 #     plain LoRA, rank  4, one adapter with the weight 1: cat 1.00, linear 1.00, svd 1.00
