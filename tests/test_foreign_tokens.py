@@ -212,6 +212,14 @@ def test_small_ids_of_32_bits_are_seen(tmp_path):
     assert guess_width(tmp_path / "a.bin") == 4
 
 
+@pytest.mark.parametrize("dtype", [">u4", ">i8"])
+@pytest.mark.parametrize("vocab", [65, 50257, 200_000])
+def test_ids_with_the_highest_byte_first_are_refused(dtype, vocab, tmp_path):
+    np.random.default_rng(vocab).integers(0, vocab, 1000).astype(dtype).tofile(tmp_path / "a.bin")
+    with pytest.raises(UserError, match=r"a\.bin: looks like ids of 32 or 64 bits with the highest byte first"):
+        guess_width(tmp_path / "a.bin")
+
+
 def test_mds_of_bytes_with_a_short_first_sample(tokenizer, tmp_path, expected):
     write_mds(tmp_path / "source" / "train", [expected[:0], expected], "bytes")
     write_mds(tmp_path / "source" / "val", [expected], "bytes")

@@ -151,7 +151,7 @@ def guess_width(path: Path) -> Literal[2, 4, 8] | None:
 
 
 def _refuse_other_values(path: Path, content: bytes, quarters: np.ndarray) -> None:
-    """Raise `UserError` for text, for ids of 8 bits and for negative values of 32 or 64 bits."""
+    """Raise `UserError` for text, ids of 8 bits, negative values of 32 or 64 bits, and the highest byte first."""
     if content.startswith(b"LITPKDS"):
         raise UserError(f"{path}: is a file of LitGPT, with a header of its own; wanted the ids alone.")
     if len(content.translate(None, CONTROL_BYTES)) == len(content):
@@ -159,6 +159,9 @@ def _refuse_other_values(path: Path, content: bytes, quarters: np.ndarray) -> No
     if _are_bytes_alike(content):
         raise UserError(f"{path}: looks like ids of 8 bits; wanted 16, 32 or 64. Write it again as uint16.")
     lower, upper = quarters[:, ::2], quarters[:, 1::2]
+    if lower.byteswap().max() <= HIGH_HALF < upper.byteswap().max():  # upper parts of wider ids come first
+        found = "ids of 32 or 64 bits with the highest byte first"
+        raise UserError(f"{path}: looks like {found}. Write it again with the lowest byte first.")
     is_negative = upper == 0xFFFF
     # Negative values are small. Ids of 16 bits may have 65535 as a marker, beside any other id.
     is_near_zero = (lower[is_negative] >= 0x8000).all()
