@@ -220,6 +220,7 @@ def test_load_reads_a_file_of_transformers(trained: dict[str, Tokenizer], tmp_pa
         (lambda c: c["model"].update(dropout=0.9), "model.dropout is 0.9, so that ids are drawn at random"),
         (lambda c: c["model"]["vocab"].update(a="7"), "not a tokenizer.json of Hugging Face"),
         (lambda c: c["model"]["vocab"].update(a=10**7), "without wide gaps"),
+        (lambda c: c["model"]["vocab"].update(a=c["model"]["vocab"]["b"]), "'a' and 'b' have one id"),
     ],
 )
 def test_load_refuses_files_that_it_would_misread(

@@ -141,6 +141,7 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
     text, library = _load_library(path)
     if not _check_ids(library.get_vocab(with_added_tokens=True), path):  # the library would write each id of a gap
         raise UserError(f"{path}: has no tokens. {ADVICE}")
+    _check_unique(library.get_vocab(with_added_tokens=False), path)
     content = json.loads(call_quietly(library.to_str))  # which has what older files leave out
     found: TokenTable | None = None
     if dropout := content["model"].get("dropout"):
@@ -203,7 +204,7 @@ def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> Token
         raise UserError(f"{where}: it, or the file of merges beside it, is damaged: {quote(str(error))}.") from None
     if not isinstance(ids, dict):
         raise UserError(f"{where}: holds a JSON {type(ids).__name__}; wanted: an object of ids by token.")
-    _check_ids(ids, where)
+    _check_unique(_check_ids(ids, where), where)
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     specials = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
     table = _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
@@ -235,6 +236,14 @@ def _check_ids(ids: Mapping[str, Any], where: Path) -> Mapping[str, int]:
             found = f"{quote(repr(token))} has the id {quote(repr(i))}"
             raise UserError(f"{where}: {found}; wanted a number from 0 on, without wide gaps.")
     return ids
+
+
+def _check_unique(ids: Mapping[str, int], where: Path) -> None:
+    """Raise for two tokens with one id, which would be read as one of them."""
+    if len(of_id := {i: token for token, i in ids.items()}) < len(ids):
+        i = min(i for token, i in ids.items() if of_id[i] != token)
+        first, second, *_ = sorted(quote(repr(token)) for token in ids if ids[token] == i)
+        raise UserError(f"{where}: {first} and {second} have one id, {i}. {ADVICE}")
 
 
 def _find_bytes_table(vocab: Mapping[str, int]) -> TokenTable | None:
