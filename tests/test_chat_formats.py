@@ -250,7 +250,7 @@ def test_fields_beside_the_messages():
 
 @pytest.mark.parametrize(
     ("name", "off", "on"),
-    [("weight", 0, 1), ("weight", 0.0, 1.0), ("train", False, True), ("training", "false", None), ("loss", 0, 2.5)],
+    [("weight", 0, 1), ("weight", 0.0, 1.0), ("train", False, True), ("training", "false", None), ("loss", False, 0.0)],
 )
 def test_answers_whose_switch_is_off_are_not_scored(name: str, off: Any, on: Any):
     first, second = ({"role": "assistant", "content": "a", name: value} for value in (off, on))
@@ -263,12 +263,13 @@ def test_answers_whose_switch_is_off_are_not_scored(name: str, off: Any, on: Any
     assert parse_conversation({"conversations": turns}, where="x").unscored == {1}
 
 
-@pytest.mark.parametrize("weight", [0.5, 2, -1, "x", []])
-def test_a_weight_that_is_no_switch_is_refused(weight: Any):
-    with pytest.raises(InvalidRecord, match=r"x: the weight of a message is .*Wanted 1, or 0"):
-        parse_conversation(
-            [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": weight}], where="x"
-        )
+@pytest.mark.parametrize(
+    ("name", "value"), [("weight", 0.5), ("weight", 2), ("weight", []), ("train", "no"), ("training", [0])]
+)
+def test_a_switch_that_is_neither_on_nor_off_is_refused(name: str, value: Any):
+    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", name: value}]
+    with pytest.raises(InvalidRecord, match=rf"x: '{name}' of a message is .*Wanted 1 or true, or 0 or false"):
+        parse_conversation(messages, where="x")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,10 @@ def test_find_step_lists_the_steps_that_exist(tmp_path: Path):
     for which in (6, "6", "-5", "newest"):
         with pytest.raises(UserError, match="5, 10"):
             find_step(tmp_path, which)
-    with pytest.raises(UserError, match="validation loss"):
+    with pytest.raises(UserError, match=r"^No checkpoint in .* validation loss \(steps: 5, 10\)\. Use `latest`"):
+        find_step(tmp_path, "best")
+    (tmp_path / "12").mkdir()
+    with pytest.raises(UserError, match=r"^No undamaged .* \(steps: 5, 10\)\. Found: .*12.*\. Use `latest`\.$"):
         find_step(tmp_path, "best")
     save_steps(tmp_path, 15, 20, losses={15: 1.0, 20: 2.0})
     assert (find_step(tmp_path, "best"), find_step(tmp_path, "latest")) == (15, 20)

@@ -134,14 +134,20 @@ def test_questions_may_hold_any_separator_of_lines(tmp_path: Path) -> None:
 
 
 def test_questions_are_read_from_arrays_and_tables(tmp_path: Path) -> None:
-    record = {"messages": [{"role": "user", "content": "a"}], "answers": ["[b", "c"]}
-    (tmp_path / "q.json").write_text(json.dumps([record]))
-    with (tmp_path / "q.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([record, [json.dumps(value) for value in record.values()]])
-    with (tmp_path / "pandas.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([record, map(str, record.values())])
-    for name in ("q.json", "q.csv", "pandas.csv"):
-        assert list(read_questions(tmp_path / name)) == [([Message("user", "a")], ["[b", "c"])]
+    """As JSON, and as Python and NumPy write lists."""
+    messages, answers = [{"role": "user", "content": "a"}], ["[b", "it's, 'c' d"]
+    (tmp_path / "array.json").write_text(json.dumps([{"messages": messages, "answers": answers}]))
+    for name, write in {"json": json.dumps, "python": str, "numpy": lambda value: str(np.array(value))}.items():
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("messages", "answers"), (write(messages), write(answers))])
+    for path in tmp_path.iterdir():
+        assert list(read_questions(path)) == [([Message("user", "a")], answers)]
+
+
+@pytest.mark.parametrize("answer", ["['a', 'b']", "[1, 2]", '["a"]'])
+def test_text_of_a_list_is_an_answer_where_messages_are_a_list(answer: str, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}], "answers": answer}))
+    assert list(read_questions(tmp_path / "q.jsonl")) == [([Message("user", "a")], [answer])]
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,9 @@ def test_binary_file_is_refused(tmp_path):
         (tmp_path / "x.txt").write_bytes(content)
         with pytest.raises(UserError, match=message):
             read(tmp_path / "x.txt")
-    (tmp_path / "x.txt").write_bytes(b"a\x01b\x02c\x1b[1m\f")
-    assert read(tmp_path / "x.txt") == ["a\x01b\x02c\x1b[1m\f"]
+    for text in ("a\x01b\x02c\x1b[1m\f", bytes(range(1, 32)).decode() + "a" * 470):
+        (tmp_path / "x.txt").write_bytes(text.encode())
+        assert read(tmp_path / "x.txt") == [text]
 
 
 def test_compressed_file_of_an_unknown_format_is_text(tmp_path):
@@ -212,12 +213,12 @@ def test_compressed_file_of_an_unknown_format_is_text(tmp_path):
         read(tmp_path / "corpus.gz")
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "a.csv.gz", "a.parquet", "a.arrow", "a.txt", "a.jsonl"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv.gz", "a.parquet", "a.arrow", "a.dump", "a.txt", "a.jsonl"])
 def test_identity_has_the_version_of_readers_that_changed(name, tmp_path):
     (tmp_path / name).write_text("")
     known = {"source", "files", "names_sizes_times"}
     is_changed = name not in ("a.txt", "a.jsonl")
-    assert open_files(str(tmp_path)).identity().keys() == known | ({"readers"} if is_changed else set())
+    assert open_files(str(tmp_path / name)).identity().keys() == known | ({"readers"} if is_changed else set())
 
 
 def test_identity_changes_with_the_files(folder, monkeypatch):

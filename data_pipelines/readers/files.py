@@ -40,7 +40,9 @@ READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (array_records.SUFFIXES, array_records.read_array_records),
 )
 READERS_VERSION = 4
-"""Increase it when tables, Parquet or Arrow are read differently: data that were prepared from them are made again."""
+"""Increase it when files of `_CHANGED` are read differently: data that were prepared from them are made again."""
+_CHANGED = (read_table, read_parquet, arrow_files.read_arrow, None)
+"""The readers that have changed; None reads files of an unknown format, as text or as records."""
 _KNOWN = ".txt, .md, .rst, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
 
 
@@ -52,8 +54,7 @@ def find_reader(name: str) -> DocumentReader | None:
 
 def identify_readers(names: Iterable[str]) -> dict[str, int]:
     """What makes data of the named files others than those of earlier readers; nothing for most formats."""
-    changed = (read_table, read_parquet, arrow_files.read_arrow)
-    return {"readers": READERS_VERSION} if any(find_reader(name) in changed for name in names) else {}
+    return {"readers": READERS_VERSION} if any(find_reader(name) in _CHANGED for name in names) else {}
 
 
 def is_text_file(name: str) -> bool:

@@ -48,9 +48,9 @@ MEANINGS: Mapping[bytes, str] = {
 """What files are that begin in these ways, though their name says text."""
 TAR_PLACE, TAR = 257, b"ustar"
 CONTROLS = frozenset(range(1, 32)) - set(b"\b\t\n\v\f\r\x1b")
-"""Characters that text seldom has, one or two of them as marks. In random bytes there are all."""
-MOST_CONTROLS = 7
-"""Different ones of them in the first bytes of a text."""
+"""Characters that text seldom has. In random bytes there are all, together a tenth."""
+MOST_CONTROLS, CONTROL_SHARE = 7, 1 / 20
+"""A text has at most so many different ones, as marks between numbers, or so few: recordings of a terminal, CP437."""
 
 
 def suggest_conversion(path: Path) -> str:
@@ -66,10 +66,9 @@ def explain_foreign(path: Path, start: bytes) -> str | None:
     if found is None and start[TAR_PLACE:].startswith(TAR):
         found = "a tar archive; unpack it first: tar xf {0}"
     if found is None:
-        is_binary = len(CONTROLS.intersection(start)) > MOST_CONTROLS
-        return (
-            "has many control characters, so it is no text. Name the text that it was made of." if is_binary else None
-        )
+        controls = [byte for byte in start if byte in CONTROLS]
+        is_text = len({*controls}) <= MOST_CONTROLS or len(controls) <= CONTROL_SHARE * len(start)
+        return None if is_text else "has many control characters, so it is no text. Name the text that it was made of."
     if (kind := path.suffix.lower()) in MAKE_TEXT and not start.startswith(LFS):
         return f"is a {kind} file, and no plain text. This makes text of it: {suggest_conversion(path)}"
     end = "" if "{0}" in found else "."  # behind a command there is none

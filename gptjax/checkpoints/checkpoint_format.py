@@ -95,10 +95,11 @@ def find_step(directory: Path, which: int | str, *, items: Collection[str] | Non
                     _warn(f"warning: {problem}. Step {step} is used instead of {other}.")
             return step
         problems[step] = "; ".join(damage)
-    if not steps or problems:
-        found = f" Found: {'; '.join(problems.values())}." if problems else ""
-        raise UserError(f"{directory} has no complete checkpoint.{found} {suggest_anew(directory)}")
-    raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {_list(steps)}). Use `latest`.")
+    found = f" Found: {'; '.join(problems.values())}." if problems else ""
+    if whole := [step for step in steps if step not in problems]:  # `best` is asked for
+        where = f"No undamaged checkpoint in {directory}" if problems else f"No checkpoint in {directory}"
+        raise UserError(f"{where} has a validation loss (steps: {_list(whole)}).{found} Use `latest`.")
+    raise UserError(f"{directory} has no complete checkpoint.{found} {suggest_anew(directory)}")
 
 
 @functools.cache

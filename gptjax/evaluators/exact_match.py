@@ -14,7 +14,7 @@ from gptjax.data.readers import import_reader
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.list_cells import parse_list
+from gptjax.tokenization.list_cells import begins_as_list, parse_list
 from gptjax.tokenization.messages import UselessRecord, read_messages
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class ExactMatch(PeriodicEvaluator):
 def read_questions(path: Path) -> Iterator[tuple[list[Message], list[str]]]:
     """Yield (messages, answers) of each record, as `data_pipelines.prepare_chat` reads files.
 
-    A cell of a table holds them as JSON; one that is no list is the only answer. A `UserError` names a record without.
+    A cell of a table holds them as a list in text, of JSON or of pandas; one that is no list is the only answer. Where
+    the messages are a list, a text is an answer, whatever it holds. A `UserError` names a record without.
     """
     count = 0
     for block in import_reader("record_sources").open_records(str(path)).iter_blocks(_FIELDS, _BLOCK_BYTES):
@@ -106,7 +107,9 @@ def read_questions(path: Path) -> Iterator[tuple[list[Message], list[str]]]:
 
 
 def _read_question(record: Any, *, where: str) -> tuple[list[Message], list[str]]:
-    asked, answers = (parse_list(record.get(name)) if isinstance(record, dict) else None for name in _FIELDS)
+    asked, answers = (record.get(name) if isinstance(record, dict) else None for name in _FIELDS)
+    if begins_as_list(asked):  # a row of a table
+        asked, answers = parse_list(asked), parse_list(answers)
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         raise UserError(f'{where}: wanted "answers", a list of texts.')

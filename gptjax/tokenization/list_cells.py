@@ -9,6 +9,8 @@ from typing import Any
 
 _MESSAGES, _TEXTS = ("[{", "[["), ("['", '["')
 """How lists of messages and lists of texts begin."""
+_ITEMS = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\]}])(\s+(?=['"\[{]))?""", re.DOTALL)
+"""A text, or the end of a list or of an object; and the blanks behind it, if an item follows them."""
 
 
 def begins_as_list(value: Any) -> bool:
@@ -34,10 +36,10 @@ def _parse(value: Any, starts: tuple[str, ...]) -> Any:
 
 
 def _parse_python(text: str, starts: tuple[str, ...]) -> Any:
-    """A list of Python's literals, or the text as it is. An array of NumPy has line ends in place of commas."""
+    """A list of Python's literals, or the text as it is. An array of NumPy has blanks in place of commas."""
     if not text.startswith(starts):
         return text
     with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         warnings.simplefilter("ignore")  # of escapes that are none
-        return ast.literal_eval(re.sub(r"\}\r?\n\s*\{", "}, {", text))
+        return ast.literal_eval(_ITEMS.sub(lambda found: found[1] + (", " if found[2] else ""), text))
     return text
