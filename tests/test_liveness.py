@@ -201,7 +201,6 @@ def start_members(directory: Path, *roles: str) -> list[subprocess.Popen]:
 def test_signal_before_training_ends_both_processes(stopped: int, number: signal.Signals, tmp_path: Path):
     """JAX's handler would wait for the first step."""
     members = start_members(tmp_path, "waits", "waits")
-    time.sleep(4)
     members[stopped].send_signal(number)
     try:
         outputs = [member.communicate(timeout=60)[0] for member in members]
@@ -212,6 +211,17 @@ def test_signal_before_training_ends_both_processes(stopped: int, number: signal
     assert outputs[stopped] == f"{name}\n"
     assert f"error: process {stopped} of 2 on {socket.gethostname()} has ended: {name}" in outputs[1 - stopped]
     assert [member.returncode for member in members] == [128 + number] * 2
+
+
+@pytest.mark.slow
+def test_signal_ends_a_lone_process_with_a_coordinator(tmp_path: Path):
+    (member,) = start_members(tmp_path, "waits")
+    member.terminate()
+    try:
+        assert member.communicate(timeout=30) == ("", None)
+    finally:
+        member.kill()
+    assert member.returncode == -signal.SIGTERM
 
 
 @pytest.mark.slow

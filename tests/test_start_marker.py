@@ -1,6 +1,5 @@
 """What processes that wait for others learn from their markers, and that no marker stays."""
 
-import ctypes
 import errno
 import json
 import os
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from jax._src import distributed
 from tiny import python
 
 from gptjax.process import process_end
@@ -341,21 +339,6 @@ def test_marker_renews_itself_and_hears_of_the_end_of_the_process(start_of, monk
     marker.close()
     assert not process_end.has_peers()
     assert at_exit == []
-
-
-def test_handler_that_jax_has_set_outside_of_python_stays_when_all_have_joined(start_of, monkeypatch):
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    of_jax = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: None)
-    address = ctypes.cast(of_jax, ctypes.c_void_p).value
-    marker = start_of(0)
-    before = libc.signal(signal.SIGTERM, address)
-    try:
-        monkeypatch.setattr(distributed.global_state, "preemption_sync_manager", object())
-        marker.close()
-        assert libc.signal(signal.SIGTERM, before) == address
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_second_process_of_a_number_is_refused_and_tells_nothing(start_of, tmp_path: Path):

@@ -173,16 +173,13 @@ def raise_terminated() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def set_early_announcement(announce: Announcement | None, *, keeps_sigterm: bool = False) -> None:
-    """Let the early handler tell the end to others; it then holds for SIGTERM and SIGHUP, too. None undoes it.
-
-    `keeps_sigterm` leaves SIGTERM as it is: JAX's handler, which Python does not know, would be lost otherwise.
-    """
+def set_early_announcement(announce: Announcement | None) -> None:
+    """Let the early handler tell the end to others; it then holds for SIGTERM and SIGHUP, too. None undoes it."""
     global _announcement
     _announcement = announce
     if threading.current_thread() is threading.main_thread():
         old, new = (signal.SIG_DFL, _exit_at_once) if announce else (_exit_at_once, signal.SIG_DFL)
-        for number in (signal.SIGHUP,) if keeps_sigterm else (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP):
             if number not in _find_defaults() and signal.getsignal(number) is old:
                 signal.signal(number, new)
 

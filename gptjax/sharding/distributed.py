@@ -109,6 +109,8 @@ def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: An
                 initialization_timeout=seconds + CLIENT_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
+            if threading.current_thread() is threading.main_thread():
+                take_jax_handler()  # it stops only a training of several processes, which then calls it
     except RuntimeError as error:
         message, status = waiting.explain(str(error))
         if status == REQUEUE_STATUS:
@@ -130,9 +132,7 @@ def _watch_others(native: NativeOutput, command: str) -> None:
         others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
         others.start()
         set_peers(others)
-        if threading.current_thread() is threading.main_thread():
-            take_jax_handler()  # until training asks for the step to stop at, a signal ends this process at once
-            set_early_announcement(lambda status, message, *, seconds: others.announce_end(status, message))
+        set_early_announcement(lambda status, message, *, seconds: others.announce_end(status, message))
 
 
 def count_processes() -> int:

@@ -188,9 +188,7 @@ class StartMarker:
             return
         self._closed.set()
         set_peers(None)
-        joined = sys.modules.get("jax._src.distributed")  # not imported here: most starts that are refused need no JAX
-        handles_sigterm = joined is not None and joined.global_state.preemption_sync_manager is not None
-        set_early_announcement(None, keeps_sigterm=handles_sigterm)
+        set_early_announcement(None)
         atexit.unregister(self.close)
         directory, cause = self.start.directory, self._content["cause"]
         with contextlib.suppress(OSError):
