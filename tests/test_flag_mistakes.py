@@ -145,8 +145,11 @@ lists all flags.
   There is no flag --fp64. --help lists all flags.
   --top-p=hot: wanted a number or none.
   --stop=END: wanted --stop or --no-stop. A text is for --stop-text=END.
-  2 more of these words are wrong.""",
+  More wrong words: 1.
+  --checkpoint is not given. Write --checkpoint=….""",
+    "sample runs/x --num-samples=1 z": "Write --checkpoint=runs/x.\n  z belongs to no flag. --num-samples takes one",
     "prepare --source=a --tokenizer=gpt2": "Write --output=….",
+    "prepare --source=a --tokenizer=gpt2 --output-format=b": "all flags.\n  --output is not given. Write --output=….",
     "prepare --source=a --tokeniser=gpt2 --output=b": "Write --tokenizer=gpt2.",
     "prepare --source=a --tokenizer=gpt2 --output=b --strict=maybe": "wanted --strict or --no-strict.",
     "prepare --source=a --tokenizer=gpt2 --output=b --seperator=x": "Write --separator=x.",

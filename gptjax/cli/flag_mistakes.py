@@ -38,59 +38,76 @@ MISSING = {"tokenizer": "It is gpt2, a directory with tokenizer.json or, in prep
 def explain_words(words: Sequence[str], flags: Flags) -> str | None:
     """Why tyro refused these normalized words: a line for each wrong one with its right form; None if none is found.
 
-    There are at most `MOST_TOLD` lines. One more says how many words are wrong besides.
+    There are at most `MOST_TOLD` lines, one that says how many more there are, and one of flags that are not given.
     """
-    given = {known for word, _ in pair_words(words) if (known := find_flag(split_word(word)[0], flags)[0])}
+    settled = {known for word, _ in pair_words(words) if (known := find_flag(split_word(word)[0], flags)[0])}
     if any(not is_flag(word) or ("=" in word and behind) for word, behind in pair_words(words)):
-        given |= {name for name, flag in flags.items() if flag.positional}
-    missing = [name for name, flag in flags.items() if flag.default is dataclasses.MISSING and name not in given]
-    told = list(dict.fromkeys(_iter_mistakes(words, flags, missing)))
-    settled = given | {name for name, flag in flags.items() if any(_names(name, flag, line) for line in told)}
-    if missing := [name for name in missing if name not in settled]:
+        settled |= {name for name, flag in flags.items() if flag.positional}
+    has_first = bool(words) and not is_flag(words[0])
+    told: list[str] = []
+    for word, following in pair_words(words):
+        told += _iter_mistakes(word, following, flags=flags, settled=settled, has_first=has_first)
+        settled |= {name for name, flag in flags.items() if any(_names(name, flag, line) for line in told)}
+    told = list(dict.fromkeys(told))
+    if len(told) > MOST_TOLD:
+        told[MOST_TOLD:] = [f"More wrong words: {len(told) - MOST_TOLD}."]
+    if missing := _list_missing(flags, settled):
         told.append(_explain_missing(missing, settled, flags))
-    rest = told[MOST_TOLD:]
-    return "\n".join([*told[:MOST_TOLD], *([f"{len(rest)} more of these words are wrong."] if rest else [])]) or None
+    return "\n".join(told) or None
 
 
 def _names(name: str, flag: Flag, line: str) -> bool:
     """Whether a line already says how this flag is given."""
-    return re.search(rf"\b{name.upper()} is|without a flag" if flag.positional else rf"--{name}\b", line) is not None
+    said = rf"\b{name.upper()} is|without a flag" if flag.positional else rf"--{re.escape(name)}(?![\w-]|\.\w)"
+    return re.search(said, line) is not None
 
 
-def _iter_mistakes(words: Sequence[str], flags: Flags, missing: Sequence[str]) -> Iterator[str]:
-    """What is wrong with each word, in the order of the words. `missing` are the flags that have to be given."""
+def _list_missing(flags: Flags, settled: Set[str]) -> list[str]:
+    """The flags that have to be given and are not. `settled` are those that are, or of which it was told."""
+    return [name for name, flag in flags.items() if flag.default is dataclasses.MISSING and name not in settled]
+
+
+def _list_open(flags: Flags, settled: Set[str]) -> list[str]:
+    """The flags that a word without one may be meant for."""
+    others = [name for name in ("checkpoint",) if name in flags and not flags[name].default and name not in settled]
+    return [name for name in _list_missing(flags, settled) if not flags[name].positional] or others
+
+
+def _iter_mistakes(
+    word: str, following: Sequence[str], *, flags: Flags, settled: Set[str], has_first: bool
+) -> Iterator[str]:
+    """What is wrong with a word and those behind it, in their order. `has_first` is that of `explain_unknown`."""
     positional = [flag for flag in flags.values() if flag.positional]
-    most = len(words) if any(map(takes_several, positional)) else len(positional)
-    has_first = bool(words) and not is_flag(words[0])
-    for word, following in pair_words(words):
-        if not is_flag(word):
-            yield from _explain_strays([word, *following][most:], flags)
-            continue
-        dashed = word if word.startswith("--") else f"-{word}"
-        name, value = split_word(dashed)
-        known, _ = find_flag(name, flags)
-        values = following if value is None else [value]
-        first = next(iter(values), None)
-        stray = following[(0 if value is not None or (known and flags[known].is_switch) else 1) :][most:]
-        if known is None:
-            unknown = explain_unknown(name, first, flags, has_first=has_first)
-            yield _explain_joined(dashed, flags) or unknown
-        elif not word.startswith("--"):
-            yield f"{quote(word)} begins with one dash. Write {write_flag(known, first, flags[known])}."
-        elif flags[known].positional:
-            yield f"--{known} is given without a flag. Write {quote(first) if first else known.upper()}."
-        elif problem := _explain_known(known, values, flags):
-            yield problem
-        elif stray and "=" not in stray[0] and not takes_several(flags[known]):
-            yield _explain_stray(known, [*values[:1], *stray], flags=flags, missing=missing)
-        if stray and "=" in stray[0] and not (known and takes_several(flags[known])):
-            yield from _explain_strays(stray, flags)
+    most = len(following) + 1 if any(map(takes_several, positional)) else len(positional)
+    meant = _list_open(flags, settled)
+    if not is_flag(word):
+        yield from _explain_strays([word, *following][most:], flags, meant)
+        return
+    dashed = word if word.startswith("--") else f"-{word}"
+    name, value = split_word(dashed)
+    known, _ = find_flag(name, flags)
+    values = following if value is None else [value]
+    first = next(iter(values), None)
+    stray = following[(0 if value is not None or (known and flags[known].is_switch) else 1) :][most:]
+    if known is None:
+        unknown = explain_unknown(name, first, flags, has_first=has_first)
+        yield _explain_joined(dashed, flags) or unknown
+    elif not word.startswith("--"):
+        yield f"{quote(word)} begins with one dash. Write {write_flag(known, first, flags[known])}."
+    elif flags[known].positional:
+        yield f"--{known} is given without a flag. Write {quote(first) if first else known.upper()}."
+    elif problem := _explain_known(known, values, flags):
+        yield problem
+    elif stray and "=" not in stray[0] and not takes_several(flags[known]):
+        yield _explain_stray(known, [*values[:1], *stray], flags=flags, meant=meant)
+    if stray and "=" in stray[0] and not (known and takes_several(flags[known])):
+        yield from _explain_strays(stray, flags, meant)
 
 
-def _explain_strays(words: Sequence[str], flags: Flags) -> Iterator[str]:
+def _explain_strays(words: Sequence[str], flags: Flags, meant: Sequence[str]) -> Iterator[str]:
     """What to say of words without a flag: of each `name=value`, and of the first of the others."""
     others = [word for word in words if "=" not in word]
-    yield from (_explain_bare(word, flags) for word in words if "=" in word or word == others[0])
+    yield from (_explain_bare(word, flags, meant) for word in words if "=" in word or word == others[0])
 
 
 def _explain_known(name: str, values: Sequence[str], flags: Flags) -> str | None:
@@ -106,7 +123,7 @@ def _explain_known(name: str, values: Sequence[str], flags: Flags) -> str | None
 
 
 def _explain_missing(missing: Sequence[str], settled: Set[str], flags: Flags) -> str:
-    """What to say of flags that have to be given and are not. `settled` are those that are, or of which it was told."""
+    """What to say of flags that have to be given and are not."""
     if flags[missing[0]].positional:
         return f"{missing[0].upper()} is not given, the first word behind the command."
     names = " and ".join(f"--{name}" for name in missing)
@@ -135,15 +152,15 @@ def _explain_joined(word: str, flags: Flags) -> str | None:
     return f"{quote(word)} is one word. Write {write_flag(known, value.strip(), flags[known])}."
 
 
-def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Sequence[str]) -> str:
+def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, meant: Sequence[str]) -> str:
     """What to say of words behind the value of a flag: the flag that a single one lacks, or the quotes of a text."""
     word = given[1] if len(given) > 1 else given[0]
     pattern = _find_pattern(given) if name.endswith("source") else None
     if pattern and all(map(os.path.lexists, given)):
         quoted = f"--{name}={spell_value(pattern)}"
         return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: {quoted}."
-    if missing and len(given) == 2:
-        return f"{quote(word)} belongs to no flag. Write {write_flag(missing[0], word, flags[missing[0]])}."
+    if meant and len(given) == 2:
+        return f"{quote(word)} belongs to no flag. Write {write_flag(meant[0], word, flags[meant[0]])}."
     is_text = str in flags[name].types and not all(map(os.path.lexists, given))  # files are no text with blanks
     if not is_text and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
@@ -289,7 +306,7 @@ def _measure_likeness(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a, b).ratio()
 
 
-def _explain_bare(word: str, flags: Flags) -> str:
+def _explain_bare(word: str, flags: Flags, meant: Sequence[str]) -> str:
     name, equals, value = word.partition("=")
     name = name.lstrip("+~").replace("_", "-")  # Hydra's way to add a field, and to take one away
     if equals:
@@ -299,8 +316,6 @@ def _explain_bare(word: str, flags: Flags) -> str:
             if known
             else (f"{quote(word)} begins without dashes. {explain_unknown(name, value, flags)}")
         )
-    required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
-    meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
     if (known := find_flag(name, flags)[0]) is not None:
         return f"{quote(word)} begins without dashes. Write --{known}=…."
     hint = f" Write --{meant[0]}={spell_value(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
