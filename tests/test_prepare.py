@@ -218,7 +218,7 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     of_run = replace(chats, tokenizer=str(tmp_path / "own_x"))
     start = f"--config=modern_253m_sft --steps=1953 --init-from={tmp_path}/own_x"
     assert f"{start} --no-require-validation --data" in suggest_next(of_run, many)
-    assert f"{start} --data" in suggest_next(of_run, many | {"val": many["train"]})
+    assert f"{start} --data" in suggest_next(of_run, many | {"val": few["train"]})
     three_epochs = "--config=own_chats_cpu --optimizer.learning-rate=1e-5 --batch-size=12 --steps=73"
     assert CHAT_FLAGS.choose(300_000, weight_bytes=2**26) == three_epochs
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)

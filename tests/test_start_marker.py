@@ -276,9 +276,10 @@ def test_one_whose_number_another_renews_is_refused_after_three_beats(members: M
 def test_first_failure_stays_known_and_a_lone_process_misses_nobody(members: Members):
     first, other = members.begin(0), members.begin(1)
     assert first.list_absent() == []
-    assert not first.has_seen_others()
+    assert first.count_seen() == 1
     members.exchange(first, other)
     assert first.list_absent() == [2]
+    assert first.count_seen() == 2
     other._content["end"] = [2, "refused"]
     members.exchange(other, first)
     known = first.find_failure()

@@ -114,13 +114,14 @@ class CheckpointManager:
         """How often each step was tried to save; the same in all processes."""
         self._choice = Choice()
 
-    def clear(self) -> None:
+    def clear(self, begin: Callable[[], object] = lambda: None) -> None:
         """Clear what a killed process left behind, and set aside what the chosen step does not go on from.
 
-        All processes must call this.
+        All processes must call this. Each calls `begin` once all have come, and before anything moves.
         """
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints read")  # nothing moves while others read
+        begin()
         if jax.process_index() == 0:
             clear_unfinished(self._directory, reported=self._choice.passed_over)
             make_way(self._directory, self._choice)

@@ -210,8 +210,7 @@ class _Run:
             state = restore_state(config, checkpoints, step, self.fingerprints, mesh, self.modules)
             state = state or startup.initialize_state(config, mesh, modules=self.modules)
             start = int(state.step)
-            self.end_start()
-            checkpoints.clear()
+            checkpoints.clear(self.end_start)  # until all have their state, one that is refused undoes the start
         if rollback_record is None:
             begin_run(config, self.tokenizer, source=self.source)
             report.describe_run(config, mesh, batches, self.evaluators, start=start)

@@ -31,8 +31,8 @@ PROGRESS_SECONDS = 30
 """Process 0 cannot tell one that was killed before it came from one that starts late. So it says who is there."""
 LOST_LOOKS = 15
 """Looks without its connection after which a process that was there is gone. gRPC connects again within seconds."""
-HELD_LOOKS = 5
-"""Looks with a connection after which it is of another process of the run, and not of a probe of the port."""
+HELD_LOOKS = 30
+"""Looks with a connection after which it is of another process of the run, and not of someone who tries the port."""
 GONE = "Process 0 was there, and answers no more"
 LISTEN_SECONDS = 15.0
 """A process 0 that ends may hold its port for so long."""
@@ -100,17 +100,20 @@ class JoinWatch:
     def find_lost(self) -> str | None:
         """What to say of a process that was there and is gone, if one is.
 
-        Process 0 leaves it to the markers, which know its number, where they show others.
+        Process 0 leaves it to the markers, which know its number, where all that were connected have left one.
         """
         if self._lost_looks < LOST_LOOKS:
             return None
-        advice = "Look at its output, and give the same command again on all."
+        again = "and give the same command again on all."
         if not self._is_first:
-            return f"{GONE}. {advice}"
-        if self._marker is not None and self._marker.has_seen_others():
+            return f"{GONE}. Look at its output, {again}"
+        if self._marker is not None and self._marker.count_seen() >= self._held.total():
             return None
         places = ", ".join(sorted(self._held - (self._present or Counter())))
-        return f"a process on {places} was there, and is gone before all {self._count or ''} had joined. {advice}"
+        return (
+            f"a connection from {places} has ended before all {self._count or 'processes'} had joined. Look at the "
+            f"output of the process there, {again}"
+        )
 
     def describe_progress(self, waited: float) -> str | None:
         """Whom this process has waited for so many seconds, and how long it will; None where the system does not say.

@@ -196,4 +196,5 @@ class ProcessWatch:
         self._decided.set()
         self._has_lost_store = index == 0  # the others have read why, and it waits for nobody now
         status, _, message = text.partition(" ")
-        self._end(f"{self.name(index)} has ended: {message}\nResume with, on all: {self._resume}", int(status))
+        resume = "" if status in ("1", "2") else f"\nResume with, on all: {self._resume}"  # those come again
+        self._end(f"{self.name(index)} has ended: {message}{resume}", int(status))

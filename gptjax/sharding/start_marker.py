@@ -142,9 +142,9 @@ class StartMarker:
         self._waits = True
         return self._failure
 
-    def has_seen_others(self) -> bool:
-        """Whether markers of others have come in this start: their directory is shared."""
-        return bool(self._judge.seen)
+    def count_seen(self) -> int:
+        """The processes that have left a marker in this start, with this one."""
+        return len(self._judge.seen) + 1
 
     def list_absent(self) -> list[int]:
         """The processes that have left no marker; empty if no other process has, for the place may not be shared."""

@@ -281,10 +281,23 @@ class Own:
 config = dataclasses.replace(config, evaluators=(Own(),))
 """
 """The same; the directory is held by then."""
+LACKS_STATE = """
+import os
+from gptjax.runs import startup
+
+def fail(*arguments, **options):
+    raise FileNotFoundError(2, "no such directory of shards", "missing")
+
+if os.environ["JAX_PROCESS_ID"] == "{}":
+    startup.initialize_state = fail
+"""
+"""The same; process 0 has its state by then."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("refused", "lacks"), [(0, LACKS_DATA), (1, LACKS_DATA), (1, LACKS_EVALUATOR)])
+@pytest.mark.parametrize(
+    ("refused", "lacks"), [(0, LACKS_DATA), (1, LACKS_DATA), (1, LACKS_EVALUATOR), (1, LACKS_STATE)]
+)
 def test_start_that_one_process_refuses_ends_both_and_writes_nothing(
     staged: TrainConfig, tmp_path: Path, refused: int, lacks: str
 ) -> None:

@@ -83,7 +83,7 @@ TRAINING = (
         "gptjax/sharding/joining.py",
         "test_joining.py::test_process_whose_connection_has_ended_is_gone",
         # A probe of the port that leaves ends the start.
-        ("HELD_LOOKS = 5", "HELD_LOOKS = 1"),
+        ("HELD_LOOKS = 30", "HELD_LOOKS = 1"),
     ),
     *mutate(
         "gptjax/supervision/divergence.py",
