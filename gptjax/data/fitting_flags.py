@@ -1,6 +1,6 @@
 """The flags that a message names for prepared data: by the number of its tokens, and by the model that reads them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 FEW_TOKENS = 100_000
 """A model learns fewer tokens by heart in seconds."""
@@ -24,7 +24,7 @@ class FittingFlags:
     some_large: str
     """From `FEW_TOKENS` to `MANY_TOKENS` tokens. The steps are added, as to the next."""
     many_large: str
-    rows: int = 1
+    rows: int = field(default=1, kw_only=True)
     """A step's rows of the last two."""
 
     def choose(self, tokens: int, *, weight_bytes: int = 0) -> str:
