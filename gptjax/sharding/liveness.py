@@ -89,6 +89,8 @@ class ProcessWatch:
         self._client, self._index, self._count, self._resume = client, index, count, resume
         self._native, self._end, self._clock = native, end, measure_clock()
         self._liveness = Liveness(index, count)
+        self.announce_seconds = 2 * self._liveness.interval + 2
+        """Time that the others need to read why process 0 ends."""
         self._entries: dict[str, str] = {}
         self._beat = self._exchanges = 0
         self._has_lost_store = False
@@ -113,7 +115,7 @@ class ProcessWatch:
         except RuntimeError:  # process 0 is gone
             return
         if self._index == 0:
-            time.sleep(2 * self._liveness.interval + 2)
+            time.sleep(self.announce_seconds)
 
     def wait_for_failure_report(self, seconds: float) -> None:
         """After an error that another process may have caused: end as soon as it is known which, or return.
