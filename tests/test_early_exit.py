@@ -15,6 +15,17 @@ with exit_early():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no Python runs, as in a wait for other processes
 """
+ANNOUNCING = """
+import signal, sys, time
+from gptjax.process.early_exit import exit_early, set_early_announcement
+def announce(status, message):
+    time.sleep(float(sys.argv[1]))
+    print(f"told {status} {message}", flush=True)
+with exit_early():
+    set_early_announcement(announce, seconds=1.0)
+    print("ready", flush=True)
+    time.sleep(300)
+"""
 WRITING = """
 import sys, time
 from pathlib import Path
@@ -71,6 +82,11 @@ def test_signal_before_training_ends_in_one_line(
 ):
     monkeypatch.setenv("GPTJAX_STOP_SIGNALS", "USR2")
     assert send(EARLY, number) == result
+
+
+@pytest.mark.parametrize(("takes", "told"), [(0.5, "told 143 SIGTERM\n"), (300, "")])
+def test_announcement_has_its_time_and_delays_the_end_no_longer(takes: float, told: str):
+    assert send(ANNOUNCING, signal.SIGTERM, str(takes)) == (143, f"{told}SIGTERM\n")
 
 
 @pytest.mark.parametrize("kind", ["atomic_directory", "atomic_file"])

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gptjax.process import process_end
 from gptjax.process.native_output import NativeOutput
 from gptjax.sharding import liveness
 from gptjax.sharding.liveness import GRACE_SECONDS, ROOT, SILENCE_SECONDS, SUSPICION_SECONDS, Liveness, ProcessWatch
@@ -119,6 +121,27 @@ def test_process_that_ended_by_itself_is_repeated_with_its_status(status: int, m
     assert message == f"process 2 of 3 on node2 has ended: its data is missing{resume}"
     assert found == status
     assert GRACE_SECONDS < SILENCE_SECONDS
+
+
+def test_first_of_many_processes_ends_once_the_others_have_read_why(monkeypatch: pytest.MonkeyPatch):
+    """256 processes exchange beats every 8 s."""
+    store, slept = Store({}), []
+    others = ProcessWatch(store, index=0, count=256, resume="gptjax train x", native=Output())
+    monkeypatch.setattr(liveness, "time", SimpleNamespace(sleep=slept.append))
+    others.announce_end(143, "SIGTERM")
+    assert store.entries[f"{ROOT}/end/0"] == "143 SIGTERM"
+    assert slept == [others.announce_seconds] == [18.0]
+    assert others.announce_seconds < process_end.ANNOUNCE_SECONDS
+
+
+def test_error_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
+    others = ProcessWatch(Store({}), index=0, count=3, resume="gptjax train x", native=Output())
+    now, waits = iter([100.0, 106.0, 170.0]), []
+    monkeypatch.setattr(liveness, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(others, "_decided", SimpleNamespace(wait=waits.append))
+    for seconds in (6.0, 60.0, 60.0):
+        others.wait_for_failure_report(seconds)
+    assert waits == [6.0, 54.0, 0.0]
 
 
 def test_of_two_processes_that_ended_the_silent_one_was_not_killed(monkeypatch: pytest.MonkeyPatch):

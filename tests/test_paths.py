@@ -53,9 +53,11 @@ def test_broken_links_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "x.txt")
     with pytest.raises(UserError, match=r"x\.txt: is .* a pipe"):
         find(tmp_path / "x.txt")
-    (tmp_path / "a\nerror: b.txt").touch()
-    with pytest.raises(UserError, match=r"a\\nerror: b\.txt: its name has a line end"):
-        find(tmp_path)
+    (tmp_path / "a\nerror: b").mkdir()
+    for name in ("a\nerror: b.txt", "a\nerror: b/c.txt"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=r"a\\nerror: b(/c)?\.txt: its path has a line end"):
+            find(tmp_path / name)
 
 
 def test_home_directory_is_expanded(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from gptjax.config import load_config
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import ChangedFileError
 from gptjax.data.checksums import verify_shards
+from gptjax.data.fitting_flags import CHAT_FLAGS
 from gptjax.data.manifest import MANIFEST_NAME, Counts, read_manifest
 from gptjax.data.splits import open_split
 from gptjax.evaluation.protocols import find_protocol
@@ -209,16 +210,18 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     (tmp_path / "my hf/model.safetensors").touch()
     of_model = f"--config=own_finetune_cpu --init-from='{tmp_path}/my hf' --data.path="
     assert of_model in suggest_next(of_tokenizer, splits)
-    few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
+    few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 8_000_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --data" in suggest_next(chats, few)
     assert "--config=own_chats_cpu --batch-size=16 --steps=1000 --data" in suggest_next(chats, many)
     (tmp_path / "own_x/checkpoints/1/model").mkdir(parents=True)
     (tmp_path / "own_x/checkpoints/1/model/weights").write_bytes(bytes(2**26))
     of_run = replace(chats, tokenizer=str(tmp_path / "own_x"))
-    start = f"--config=modern_253m_sft --init-from={tmp_path}/own_x"
+    start = f"--config=modern_253m_sft --steps=1953 --init-from={tmp_path}/own_x"
     assert f"{start} --no-require-validation --data" in suggest_next(of_run, many)
-    assert f"{start} --data" in suggest_next(of_run, many | {"val": many["train"]})
+    assert f"{start} --data" in suggest_next(of_run, many | {"val": few["train"]})
+    three_epochs = "--config=own_chats_cpu --optimizer.learning-rate=1e-5 --batch-size=12 --steps=73"
+    assert CHAT_FLAGS.choose(300_000, weight_bytes=2**26) == three_epochs
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
     splits["train"] = Counts(documents=9, tokens=6000, bytes=6000)

@@ -33,7 +33,7 @@ TOKENS = {".bin", ".npy", ".idx", ".mds"}
 BESIDE_TOKENS = {"index.json", "manifest.json", "tokenizer.json", "readme.md"}
 """Files beside them that are no text."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""In the name of a file these could imitate a message of this program."""
+"""In the path of a file these could imitate a message of this program."""
 _README = re.compile(r"(?i:readme|licen[cs]e|citation)(\..*)?|(README|LICEN[CS]E)[-_].*")
 """Names of texts that describe the data beside them: also README_zh.md, but not licensed_texts.txt."""
 BESIDE = "files beside the data, such as a README, not read (a quoted pattern names them)"
@@ -70,8 +70,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
     for file in found:
-        if _CONTROL.search(file.name):
-            raise UserError(f"{quote(str(file))}: its name has a line end or control characters. Rename it.")
+        if _CONTROL.search(str(file)):
+            raise UserError(f"{quote(str(file))}: its path has a line end or control characters. Rename that part.")
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
         check_unpacked(file)

@@ -11,9 +11,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Protocol, runtime_checkable
 
 REQUEUE_STATUS = 75
 """The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
@@ -22,19 +21,12 @@ SIGNALLED_STATUS = 128
 STOP_VARIABLE, REQUEUE_VARIABLE = "GPTJAX_STOP_SIGNALS", "GPTJAX_REQUEUE_SIGNALS"
 """Further signals that end a run in order, and signals after which it ends with `REQUEUE_STATUS`: `USR2`, `TERM`."""
 _WANTED = "names such as USR2 or TERM"
-ANNOUNCE_SECONDS = 3.0
 _NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "PIPE")
 """Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
 
 
-@runtime_checkable
-class Announcement(Protocol):
-    def __call__(self, status: int, message: str, *, seconds: float) -> None:
-        """Tell others for at most so many seconds that this process ends."""
-        ...
-
-
-_announcement: Announcement | None = None
+_announcement: Callable[[int, str], object] | None = None
+_announce_seconds = 0.0
 _exiting = threading.Lock()
 
 
@@ -173,10 +165,13 @@ def raise_terminated() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def set_early_announcement(announce: Announcement | None) -> None:
-    """Let the early handler tell the end to others; it then holds for SIGTERM and SIGHUP, too. None undoes it."""
-    global _announcement
-    _announcement = announce
+def set_early_announcement(announce: Callable[[int, str], object] | None, *, seconds: float = 0.0) -> None:
+    """Let the early handler tell the end to others; it then holds for SIGTERM and SIGHUP, too. None undoes it.
+
+    `announce` gets the status and why, and takes about so many `seconds`. After twice as many the process ends.
+    """
+    global _announcement, _announce_seconds
+    _announcement, _announce_seconds = announce, seconds
     if threading.current_thread() is threading.main_thread():
         old, new = (signal.SIG_DFL, _exit_at_once) if announce else (_exit_at_once, signal.SIG_DFL)
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -197,11 +192,11 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
     status, name = stop_status(number), "interrupted" if number == signal.SIGINT else signal.Signals(number).name
     try:
         # Both the main thread and the one that listens come here after one signal.
-        is_first = _exiting.acquire(timeout=0.1 if _announcement is None else 2 * ANNOUNCE_SECONDS)
+        is_first = _exiting.acquire(timeout=max(0.1, 2 * _announce_seconds))
         if is_first:
             held = sys.modules.get("gptjax.process.native_output")  # not imported here: it is large
             os.write(2 if held is None else held.find_terminal(), f"{name}\n".encode())
             if _announcement is not None:
-                _announcement(status, name, seconds=ANNOUNCE_SECONDS)
+                _announcement(status, name)
     finally:
         os._exit(status)

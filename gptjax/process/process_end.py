@@ -13,6 +13,8 @@ from gptjax.process.native_output import NativeOutput, find_terminal, read_nativ
 
 PRINT_SECONDS = 10.0
 """A disk or a terminal that hangs delays the end by no more than this."""
+ANNOUNCE_SECONDS = 30.0
+"""The same for the other processes. To tell 256 of them, the first one takes 18 s."""
 
 
 @runtime_checkable
@@ -80,14 +82,15 @@ def end_process(message: str, *, status: int) -> NoReturn:
     one prints.
     """
     if not _ending.acquire(blocking=False):
-        threading.Event().wait(3 * PRINT_SECONDS)
+        threading.Event().wait(2 * PRINT_SECONDS + ANNOUNCE_SECONDS)
         os._exit(status)
     announce = lambda: None if _peers is None else _peers.announce_end(status, message)
     undo = undo_start if status == 2 else lambda: None
-    for act in (lambda: _print_error(message, has_stacks=status != 2), undo, announce):
+    say = lambda: _print_error(message, has_stacks=status != 2)
+    for act, seconds in ((say, PRINT_SECONDS), (undo, PRINT_SECONDS), (announce, ANNOUNCE_SECONDS)):
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
-        thread.join(PRINT_SECONDS)
+        thread.join(seconds)
     os._exit(status)
 
 

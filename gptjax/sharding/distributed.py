@@ -132,7 +132,7 @@ def _watch_others(native: NativeOutput, command: str) -> None:
         others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
         others.start()
         set_peers(others)
-        set_early_announcement(lambda status, message, *, seconds: others.announce_end(status, message))
+        set_early_announcement(others.announce_end, seconds=others.announce_seconds)
 
 
 def count_processes() -> int:

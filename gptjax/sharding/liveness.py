@@ -89,9 +89,12 @@ class ProcessWatch:
         self._client, self._index, self._count, self._resume = client, index, count, resume
         self._native, self._end, self._clock = native, end, measure_clock()
         self._liveness = Liveness(index, count)
+        self.announce_seconds = 2 * self._liveness.interval + 2
+        """Time that the others need to read why process 0 ends."""
         self._entries: dict[str, str] = {}
         self._beat = self._exchanges = 0
-        self._suspicious = self._has_lost_store = False
+        self._has_lost_store = False
+        self._suspected_at: float | None = None
         self._decided = threading.Event()
 
     def start(self) -> None:
@@ -112,12 +115,16 @@ class ProcessWatch:
         except RuntimeError:  # process 0 is gone
             return
         if self._index == 0:
-            time.sleep(2 * self._liveness.interval + 2)
+            time.sleep(self.announce_seconds)
 
     def wait_for_failure_report(self, seconds: float) -> None:
-        """After an error that another process may have caused: end as soon as it is known which, or return."""
-        self._suspicious = True
-        if self._decided.wait(seconds):
+        """After an error that another process may have caused: end as soon as it is known which, or return.
+
+        The seconds count from the first call: an error that passes several places is waited for once.
+        """
+        now = time.monotonic()
+        self._suspected_at = now if self._suspected_at is None else self._suspected_at
+        if self._decided.wait(max(0.0, self._suspected_at + seconds - now)):
             threading.Event().wait()  # another thread ends the process
 
     def name(self, index: int) -> str:
@@ -146,7 +153,7 @@ class ProcessWatch:
             now = time.monotonic()
             abort = self._native.find_abort()
             is_fresh, exchanges = self._exchanges != exchanges, self._exchanges
-            gone = self._look(is_fresh, now - last, suspicious=self._suspicious or abort is not None)
+            gone = self._look(is_fresh, now - last, suspicious=self._suspected_at is not None or abort is not None)
             last, ended = now, self._find_ended()
             ended_at = now if ended_at is None and ended else ended_at
             aborted_at = now if aborted_at is None and abort is not None else aborted_at

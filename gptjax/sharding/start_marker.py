@@ -7,6 +7,7 @@ is waited for. A directory that cannot be written or is not shared tells nothing
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any, ClassVar
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.process.early_exit import REQUEUE_STATUS, set_early_announcement
-from gptjax.process.process_end import PRINT_SECONDS, end_process, set_peers
+from gptjax.process.process_end import end_process, set_peers
 from gptjax.sharding.start_judge import Failure, Judge, Mark, describe_twin
 
 _PREFIX = ".start-"
@@ -36,6 +37,10 @@ LATE_SECONDS = 10.0
 """One that is refused waits so long for others that begin a little later, to tell them why."""
 TELL_SECONDS = 60.0
 """The same for those that have begun. They read it once they wait."""
+WAITING_SECONDS = 8.0
+"""The same for one that waits: so do others, and they read every second."""
+SIGNAL_SECONDS = 3.0
+"""The same after a signal, whose sender waits for the end."""
 TWIN_BEATS = 3
 """One that sees another process of its number renew a marker so often is refused. The first one has the place."""
 STILL_BEATS = 5
@@ -133,7 +138,8 @@ class StartMarker:
         marker._remove_abandoned()
         threading.Thread(target=marker._exchange_forever, daemon=True, name="start marker").start()
         set_peers(marker)
-        set_early_announcement(marker.announce_end)
+        announce = functools.partial(marker.announce_end, seconds=SIGNAL_SECONDS)
+        set_early_announcement(announce, seconds=SIGNAL_SECONDS)
         atexit.register(marker.close)
         return marker
 
@@ -167,7 +173,7 @@ class StartMarker:
         self._content["end"] = [status, message.splitlines()[0] if message else ""]
         waited, late_seconds = 0.0, LATE_SECONDS
         if self._waits:
-            seconds, late_seconds = min(seconds, PRINT_SECONDS - 2), 0.0  # `end_process` gives no more time
+            seconds, late_seconds = min(seconds, WAITING_SECONDS), 0.0
         while True:
             self._exchange()
             is_late = len(self._judge.seen) < self.start.count - 1 and waited < late_seconds
