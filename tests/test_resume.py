@@ -1,6 +1,7 @@
 """What a run that resumes takes over: the length of its schedules, and the batches of a forced resume."""
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.optim import AdamW, Cosine
 from gptjax.runs.resume import (
     SavedRun,
     adopt_history,
     check_same_run,
+    describe_ended_schedule,
     describe_other_rows,
     describe_rate_change,
     restore_state,
@@ -135,6 +138,16 @@ def test_steps_behind_the_end_of_a_schedule_are_told(config: TrainConfig, capsys
             told = "the schedule ends at step 100; from there on the learning rate is"
             assert (told in (printed := capsys.readouterr().out)) == is_told
             assert f"--schedule-steps={steps}" in printed or not is_told
+
+
+@pytest.mark.parametrize(
+    ("min_ratio", "told"),
+    [(0.0, "warning: the schedule .* is 0, and steps change nothing"), (0.1, "note: .* is 3.00e-04")],
+)
+def test_steps_that_change_nothing_are_a_warning(config: TrainConfig, min_ratio: float, told: str):
+    optimizer = AdamW(learning_rate=3e-3, schedule=Cosine(warmup_steps=1, min_ratio=min_ratio))
+    (line,) = describe_ended_schedule(replace(config, optimizer=optimizer, steps=200, schedule_steps=100))
+    assert re.match(told, line)
 
 
 def test_forced_resume_says_that_rows_of_the_epoch_come_twice(config: TrainConfig):

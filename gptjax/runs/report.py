@@ -152,7 +152,7 @@ def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) ->
         _print_results(config)
     except (OSError, UserError, ValueError) as error:  # a log that was lost, a full disk, a wrong MPLBACKEND
         print_once(f"warning: the losses are not plotted: {error}")
-    print_once(*(f"note: {line.strip()}" for line in describe_ended_schedule(config)))
+    print_once(*describe_ended_schedule(config))
     _print_commands(config, command, stopped=stopped)
     if (warning := describe_unused_gpu()) is not None:  # the one at the start has scrolled away
         print_once(warning)

@@ -129,8 +129,9 @@ def describe_ended_schedule(config: TrainConfig) -> list[str]:
     middle, last = (float(config.optimizer.learning_rate_at(step, steps=length)) for step in (length // 2, length))
     if config.steps <= length or last >= middle:
         return []
+    kind, effect = ("warning", "0, and steps change nothing") if last == 0 else ("note", f"{last:.2e}")
     return [
-        f"  the schedule ends at step {length:,}; from there on the learning rate is {last:.2e}. "
+        f"{kind}: the schedule ends at step {length:,}; from there on the learning rate is {effect}. "
         f"--schedule-steps={config.steps} lets it end with the run"
     ]
 
