@@ -28,6 +28,7 @@ from data_pipelines.train_tokenizer import TrainTokenizer, train_tokenizer
 from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.config import load_config
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import ChangedFileError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.fitting_flags import CHAT_FLAGS
 from gptjax.data.manifest import MANIFEST_NAME, Counts, read_manifest
@@ -426,6 +427,11 @@ def test_same_request_finds_the_data(tmp_path, capsys):
     second = run(source, out, split="tail:0.2", overwrite=True)
     assert second.splits["val"].tokens > first.splits["val"].tokens
     assert verify_shards(out) == second
+    (out / "tokenizer.json").write_bytes((out / "tokenizer.json").read_bytes().replace(b'"a": ', b'"a":  '))
+    changed = r"tokenizer\.json has changed since it was written.*prepare the data again with --overwrite"
+    for use in (lambda: run(source, out, split="tail:0.2"), lambda: load_tokenizer(out)):
+        with pytest.raises(ChangedFileError, match=changed):
+            use()
     write_jsonl(tmp_path / "x.jsonl", make_texts(41))
     with pytest.raises(UserError, match=r"another request \(names, sizes or times of the source's files differ\)"):
         run(source, out, split="tail:0.2")

@@ -16,6 +16,7 @@ from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
 from gptjax.core.files import lock_file
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gptjax.tokenization.tokenizer import check_tokenizer_files
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 PROGRESS_NAME = "progress.json"
@@ -80,6 +81,7 @@ def find_prepared(
             "Choose another --output, or replace it with --overwrite."
         )
     check_unchanged(output)
+    check_tokenizer_files(output)
     print(f"{output}: already prepared by the same request")
     return manifest
 

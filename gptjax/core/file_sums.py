@@ -41,7 +41,7 @@ class DamagedFileError(Exception):
 
 
 class ChangedFileError(UserError):
-    """A file that a command was about to read is not what `checksums.json` lists."""
+    """A file that a command was about to read is not what `checksums.json`, or the manifest of shards, lists."""
 
 
 def sum_file(path: Path, *, size: int | None = None, on_read: Callable[[int], object] = lambda count: None) -> FileSum:

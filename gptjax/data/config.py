@@ -60,7 +60,7 @@ class TokenShards(DataSource):
         if manifest is not None and tokenizer.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"{beside} is not the tokenizer that made the shards (fingerprint {tokenizer.fingerprint[:12]}, "
-                f"manifest.json says {manifest.fingerprint[:12]}). Prepare them again."
+                f"manifest.json says {manifest.fingerprint[:12]}). Prepare them again, with --overwrite."
             )
         if self.tokenizer is not None and load_tokenizer(self.tokenizer).fingerprint != tokenizer.fingerprint:
             raise UserError(

@@ -15,7 +15,7 @@ PREFERENCES = "preferences"
 """The kind that the request of pairs records."""
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
-PREPARE_AGAIN = "Prepare the data again; if others made it, fetch or copy it again."
+PREPARE_AGAIN = "Prepare the data again, with --overwrite; if others made it, fetch or copy it again."
 """Advice for files that do not fit their manifest."""
 _OWN_SUM_KEY = "sha256"
 _SIDECARS_KEY = "companions"

@@ -154,7 +154,10 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     if not (directory / "config.json").is_file() and not (directory / CHECKPOINTS).is_dir():
         if directory.parent.name == CHECKPOINTS and directory.name.isdecimal():
             run = directory.parent.parent
-            raise UserError(f"{directory} is a step of a run. Write --checkpoint={run} --step={directory.name}.")
+            raise UserError(
+                f"{directory} is a step of a run. Write --checkpoint={run} --step={directory.name}. A run begins from "
+                f"the newest step by --init-from={run}, and from this one once convert to-hf has exported it."
+            )
         if directory.exists():
             advice = model_dir.explain_no_model(directory).strip() or HUB_NAMES.get(str(spec), WANTED)
             raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {advice}")

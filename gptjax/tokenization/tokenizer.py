@@ -4,13 +4,16 @@ Our own kinds are tables of bytes (`table_tokenizers`): they are fast, and every
 is encoded by the library that it was written for (`library_tokenizer`).
 """
 
+import contextlib
 import functools
 import itertools
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.file_sums import check_listed_files
+from gptjax.core.file_sums import ChangedFileError, check_listed_files, sum_file
 from gptjax.core.files import expand_path
 from gptjax.core.garbage import pause_garbage_collection
 from gptjax.process.console import print_once
@@ -42,6 +45,7 @@ __all__ = [
     "Bytes",
     "Chars",
     "Tokenizer",
+    "check_tokenizer_files",
     "load_tokenizer",
     "note_left_out",
 ]
@@ -91,12 +95,27 @@ def _load(name: str) -> Tokenizer:
         return tokenizer
     path = expand_path(name)
     if path.exists():
-        check_listed_files(path if path.is_dir() else path.parent, TOKENIZER_FILES)
+        check_tokenizer_files(path if path.is_dir() else path.parent)
     if path.is_dir():
         return _add_neighbours(read_directory(path), path)
     if path.is_file():
         return _add_neighbours(read_tokenizer_json(path), path.parent)
     raise UserError(explain_missing(name))
+
+
+def check_tokenizer_files(directory: Path) -> None:
+    """Raise a `ChangedFileError` for a file that is not what `checksums.json` or the manifest of shards lists."""
+    check_listed_files(directory, TOKENIZER_FILES)
+    content: Any = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # another program may have one of that name
+        content = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    listed = content.get("tokenizer_files") if isinstance(content, dict) else None
+    for path, sha256 in ((directory / name, listed[name]) for name in TOKENIZER_FILES if name in (listed or ())):
+        if path.is_file() and sum_file(path).sha256 != sha256:
+            raise ChangedFileError(
+                f"{path} has changed since it was written: its SHA-256 differs. Put the right one back, or prepare the "
+                "data again with --overwrite."
+            )
 
 
 def _add_neighbours(file: TokenTable | LibraryFile, directory: Path) -> Tokenizer:
