@@ -29,6 +29,9 @@ def test_formats_of_the_sets_become_rows(tmp_path: Path) -> None:
         {"ctx": "a"},
         {"ctx": "b", "new": 1},
     ]
+    table = "messages,answers\n\"[{'role': 'user', 'content': 'a'}]\",['b' 'c']\n"
+    asked = [{"role": "user", "content": "a"}]
+    assert read_rows("questions", write("q.csv", table)) == [{"messages": asked, "answers": ["b", "c"]}]
 
 
 def test_files_are_found_by_task_and_part(tmp_path: Path) -> None:

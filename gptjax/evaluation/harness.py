@@ -23,7 +23,6 @@ from gptjax.evaluation.task_data import (
     read_rows,
 )
 from gptjax.evaluation.task_results import TaskResults, collect_results
-from gptjax.evaluators.exact_match import read_questions
 from gptjax.process.console import print_once
 
 if TYPE_CHECKING:
@@ -219,8 +218,6 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     if not known():
         unknown = next(name for name in names if name not in manager.task_index and not Path(name).is_file())
         raise UserError(f"--tasks: {explain_unknown_task(unknown, manager.task_index, directories=paths)}")
-    if path := files.get("questions", {}).get("test"):
-        _ = list(read_questions(path))  # a wrong line is named
     local = {
         task: str(write_local_task(manager, task, parts=parts, directory=scratch))
         for task, parts in files.items()

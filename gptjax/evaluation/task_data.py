@@ -14,6 +14,7 @@ from typing import Any
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
+from gptjax.evaluators.exact_match import read_questions
 
 OWN_TASKS = Path(__file__).parent / "tasks"
 """The files of tasks of ours."""
@@ -77,7 +78,7 @@ def read_rows(task: str, path: Path) -> list[Row]:
     """The rows of a file: JSON Lines, JSON, Parquet, TSV or CSV with a header, CBT's own text, or plain text.
 
     Raises:
-        UserError: the file cannot be read as what its name says, or is empty.
+        UserError: the file cannot be read as what its name says, or is empty; one of questions has a wrong line.
     """
     try:
         rows = list(_find_reader(task, path)(path))
@@ -99,6 +100,8 @@ def complete_rows(rows: Sequence[Row]) -> list[Row]:
 def _find_reader(task: str, path: Path) -> Callable[[Path], Iterator[Row]]:
     by_suffix = {".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".json": _read_json, ".tsv": _read_table}
     by_suffix |= {".csv": _read_table, ".parquet": _read_parquet}
+    if task == "questions":
+        return _read_questions
     if path.suffix in by_suffix:
         return by_suffix[path.suffix]
     if task.startswith("cbt"):
@@ -106,6 +109,11 @@ def _find_reader(task: str, path: Path) -> Callable[[Path], Iterator[Row]]:
     if task.startswith("wikitext"):
         return _read_wikitext
     return _read_lines if task in ("one_billion_words",) else _read_text
+
+
+def _read_questions(path: Path) -> Iterator[Row]:
+    for messages, answers in read_questions(path):
+        yield {"messages": [message._asdict() for message in messages], "answers": answers}
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
