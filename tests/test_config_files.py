@@ -78,11 +78,15 @@ def test_load_config_file_returns_the_module_with_its_classes():
     assert module.__file__ == str(Path("mine.py").resolve())
 
 
-def test_a_missing_config_suggests_one_or_lists_all():
+def test_a_missing_config_suggests_one_or_lists_all(tmp_path: Path):
     with pytest.raises(
         UserError, match=r"no config file quikstart .*\)\. Did you mean quickstart\? --help lists all\.$"
     ):
         load_config_file("quikstart", Config)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.py").touch()
+    with pytest.raises(UserError, match=r"run is a directory\. Did you mean --config=\S*run/config\.py\?$"):
+        load_config_file(tmp_path / "run", Config)
     with pytest.raises(UserError, match=r"no config file absent .*Installed configs: .*large, quickstart"):
         load_config_file("absent", Config)
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -69,6 +70,8 @@ def find_config(spec: str | Path) -> Path:
     hint = "A config is a Python file. " if spec.suffix in OTHER_SUFFIXES else ""
     listed = f"Installed configs: {', '.join(names)}." if names else "No configs are installed."
     listed = f"Did you mean {close[0]}? --help lists all." if close else listed
+    if (spec / "config.py").is_file():  # a run keeps the file that it began with, without its flags
+        raise UserError(f"{spec} is a directory. Did you mean --config={shlex.quote(str(spec / 'config.py'))}?")
     raise UserError(f"There is no config file {spec} (looked from {Path.cwd()}). {hint}{listed}")
 
 
