@@ -32,7 +32,7 @@ SMALL = GPTConfig(num_layers=2, embed_dim=32, num_heads=4, context_length=16, vo
             r"model\.positions is 'alibi'; it must be one of learned, rotary, or a name .*POSITIONS\['alibi'\] = …",
         ),
         ({"norm_epsilon": 0.0}, r"model\.norm_epsilon is 0.0; it must be positive and finite"),
-        ({"norm_epsilon": 1e30}, r"model\.norm_epsilon is 1e\+30; it must be below 1"),
+        ({"norm_epsilon": 1e30}, r"model\.norm_epsilon is 1e\+30; it must be at most 1"),
         (
             {"compute": ComputeConfig(scan_layers="on"), "unet_skips": "plain"},
             r"model\.compute\.scan_layers=on needs layers that are alike",

@@ -216,8 +216,8 @@ class GPTConfig:
         for name in ("rotary_base", "logit_softcap", "attention_scale", "norm_epsilon"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}; it must be positive and finite.")
-        if self.norm_epsilon >= 1:  # it would outweigh what is normalized
-            raise UserError(f"model.norm_epsilon is {self.norm_epsilon}; it must be below 1, such as 1e-5.")
+        if self.norm_epsilon > 1:  # it would outweigh what is normalized
+            raise UserError(f"model.norm_epsilon is {self.norm_epsilon}; it must be at most 1, such as 1e-5.")
         if self.num_sinks < 0:
             raise UserError(f"model.num_sinks is {self.num_sinks}; it must not be negative.")
         if not 0.0 <= self.dropout < 1.0:
