@@ -109,7 +109,7 @@ def check_tokenizer_files(directory: Path) -> None:
     content: Any = None
     with contextlib.suppress(OSError, ValueError, RecursionError):  # another program may have one of that name
         content = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    listed = content.get("tokenizer_files") if isinstance(content, dict) else None
+    listed: Any = content.get("tokenizer_files") if isinstance(content, dict) else None
     for path, sha256 in ((directory / name, listed[name]) for name in TOKENIZER_FILES if name in (listed or ())):
         if path.is_file() and sum_file(path).sha256 != sha256:
             raise ChangedFileError(
