@@ -132,6 +132,11 @@ def test_first_of_many_processes_ends_once_the_others_have_read_why(monkeypatch:
     assert store.entries[f"{ROOT}/end/0"] == "143 SIGTERM"
     assert slept == [others.announce_seconds] == [18.0]
     assert others.announce_seconds < process_end.ANNOUNCE_SECONDS
+    del store.entries[f"{ROOT}/end/0"]
+    others._decided.set()  # it ends for another one, which has told itself why
+    others.announce_end(143, "process 3 of 256 on node3 has ended: SIGTERM")
+    assert f"{ROOT}/end/0" not in store.entries
+    assert len(slept) == 2
 
 
 def test_error_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
@@ -181,7 +186,8 @@ def test_abort_while_all_others_live_is_said(
 
 
 MEMBER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their children
 from gptjax.process.console import safe_console
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.process.early_exit import exit_early

@@ -110,10 +110,11 @@ class ProcessWatch:
         if self._has_lost_store or (self._index == 0 and self._native.find_abort() is not None):
             return
         text = f"{status} {message.splitlines()[0] if message else ''}"
-        try:
-            self._client.key_value_set(f"{END}{self._index}", text, allow_overwrite=True)
-        except RuntimeError:  # process 0 is gone
-            return
+        if not self._decided.is_set():  # else the others read of the same process that this one ends for
+            try:
+                self._client.key_value_set(f"{END}{self._index}", text, allow_overwrite=True)
+            except RuntimeError:  # process 0 is gone
+                return
         if self._index == 0:
             time.sleep(self.announce_seconds)
 
