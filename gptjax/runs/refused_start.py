@@ -60,7 +60,7 @@ def hold_run(directory: Path) -> Iterator[Callable[[], None]]:
                 drop_console_log()
             names = [name for name in STARTED if name not in before]
             with contextlib.suppress(OSError):
-                _undo(directory, names, made, has_lock=has_run and had_lock)
+                _remove_files(directory, names, made, has_lock=has_run and had_lock)
 
         if jax.process_index() == 0:
             set_undo(undo)
@@ -106,7 +106,7 @@ def _has_config(directory: Path) -> bool:
     return False
 
 
-def _undo(directory: Path, names: list[str], made: list[Path], *, has_lock: bool) -> None:
+def _remove_files(directory: Path, names: list[str], made: list[Path], *, has_lock: bool) -> None:
     """Remove these files, and empty directories of these names. The lock is the last file: it keeps others out.
 
     It stays if the run had one.
