@@ -65,8 +65,10 @@ def test_signal_before_training_ends_the_run_where_it_is(capfd: pytest.CaptureFi
     assert stopped.value.number == signal.SIGTERM
 
 
-def test_stop_that_a_library_drops_or_wraps_is_a_stop():
+def test_stop_that_a_library_drops_or_wraps_is_a_stop(monkeypatch: pytest.MonkeyPatch):
     """Errors in callbacks of the garbage collector are dropped; native modules make an ImportError of them."""
+    monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0.0)  # a long collection: nobody asks twice by our own signal
+    monkeypatch.setattr(stop_signals, "GRACE_SECONDS", 60.0)
 
     def stop(*_: object) -> None:
         gc.callbacks.remove(stop)

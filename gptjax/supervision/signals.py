@@ -72,6 +72,8 @@ class GracefulShutdown:
         self._previous_hook: Callable[[Any], object] = sys.unraisablehook
         self._tell_jax: Callable[[int], object] | None = None
         self._announced = threading.Event()
+        self._own_signals = 0
+        """How many this process has sent itself that the thread has not heard yet: nobody asks a second time by them."""
 
     def __enter__(self) -> "GracefulShutdown":
         numbers = list_stop_signals()
@@ -154,6 +156,7 @@ class GracefulShutdown:
             self._previous_hook(found)
             return
         self._may_raise = True
+        self._own_signals += 1
         hear_again(found.exc_value.number)
 
     def _pass_on(self) -> None:
@@ -177,6 +180,9 @@ class GracefulShutdown:
                 number = numbers[0]
                 if number not in self._previous_handlers:
                     continue
+                if is_announced and self._own_signals:
+                    self._own_signals -= 1
+                    continue
                 if not is_announced:
                     is_announced = True
                     self._received = self._received or number
@@ -185,10 +191,14 @@ class GracefulShutdown:
                     self._announced.set()
                 if number not in _ENDS_AT_ONCE:  # a scheduler's warning, which a SIGTERM follows while the run saves
                     continue
-                if time.monotonic() - asked_at >= REPEAT_SECONDS:
+                if time.monotonic() - asked_at >= REPEAT_SECONDS and not self._is_over():
                     _write(f"{signal.Signals(number).name} again: stopped at once\n")
                     os._exit(stop_status(number))
                 asked_at = min(asked_at, time.monotonic())
+
+    def _is_over(self) -> bool:
+        """The handlers of before are back: what the thread has still to hear ends nobody."""
+        return self._wakeup is None or self._wakeup[1].fileno() == -1
 
     def _announce(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -202,7 +212,7 @@ class GracefulShutdown:
         timer.start()
 
     def _leave(self, number: int) -> None:
-        if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
+        if not self._is_training and not self._is_over():
             if has_peers():
                 exit_process(stop_status(number), f"stopped {self.place} by {signal.Signals(number).name}")
             os._exit(stop_status(number))
