@@ -73,7 +73,7 @@ class GracefulShutdown:
         self._tell_jax: Callable[[int], object] | None = None
         self._announced = threading.Event()
         self._own_signals = 0
-        """How many this process has sent itself that the thread has not heard yet: nobody asks a second time by them."""
+        """How many it has sent itself that the thread has not heard yet: nobody asks a second time by them."""
 
     def __enter__(self) -> "GracefulShutdown":
         numbers = list_stop_signals()
