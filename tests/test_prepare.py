@@ -314,6 +314,24 @@ def test_single_text_is_split_and_its_beginning_learned_from(tmp_path, capsys):
     assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
 
 
+def test_bpe_of_more_tokens_than_a_text_has_merges_for_is_as_large_as_it_can_be(tmp_path, capsys):
+    (tmp_path / "rose.txt").write_text("A rose is a rose is a rose.\n" * 20)
+    manifest = run(tmp_path / "rose.txt", tmp_path / "out", "bpe:4096")
+    found = manifest.vocab_size
+    assert 257 < found == load_tokenizer(tmp_path / "out").vocab_size < 300
+    assert manifest.tokenizer == f"bpe-{found}"
+    note = f"note: the text has merges for {found} tokens, not 4,096: the tokenizer has {found}\n"
+    assert note in capsys.readouterr().out
+    assert run(tmp_path / "rose.txt", tmp_path / "out", "bpe:4096") == manifest
+    assert "already prepared by the same request" in capsys.readouterr().out
+    options = {"source": str(tmp_path / "rose.txt"), "output": tmp_path / "tok"}
+    assert train_tokenizer(TrainTokenizer(vocab_size=4096, **options)).vocab_size == found
+    assert note in capsys.readouterr().out
+    for size in (0, 5, 10**9):
+        with pytest.raises(UserError, match=f"vocabulary of {size}: wanted at least 258 .*, at most 1048576"):
+            run(tmp_path / "rose.txt", tmp_path / "other", f"bpe:{size}")
+
+
 def test_small_files_of_many_documents_keep_a_tenth_by_default(tmp_path, capsys):
     """Equal for the tokenizer that is learned; one long document of them changes nothing."""
     texts = make_texts(200)
