@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 from data_pipelines.encode.bpe_trainer import describe_fewer, train_bpe_on_documents
 from data_pipelines.encode.encoder import (
     DEFAULT_LIMITS,
+    SEPARATES,
     Encoder,
     Limits,
     encode_batches,
@@ -94,6 +95,18 @@ class Prepare(ShardOptions):
             return super().choose_flags(tokens)
         return f"--config=own_finetune_cpu --init-from={shlex.quote(str(model))}"
 
+    def suggest_flag(self, manifest: Manifest) -> str | None:
+        """A separator that text files have and that was learnt; a split whose validation fills a row."""
+        for note in manifest.notes:
+            if self.separator is None and (found := SEPARATES.search(note)):
+                return found[0]
+        tokens, val = sum(count.tokens for count in manifest.splits.values()), manifest.splits.get("val")
+        if val is None or val.tokens >= self.least_tokens or self.validation_source is not None:
+            return None
+        if tokens >= 20 * self.least_tokens:
+            return "--split=tail:0.1"
+        return "--split=none" if val.tokens < 2 else None
+
     def make_context(self) -> ReadContext:
         """How the source is read."""
         return ReadContext(self.text_field, self.strict, separator=parse_separator(self.separator))
@@ -103,6 +116,7 @@ class PrepareForRun(Prepare):
     """The same, as the config of a run asks for it, by flags such as `--data.source` and `--data.split`."""
 
     def spell_flags(self, text: str) -> str:
+        text = text.replace(" --overwrite", "")  # other options have another directory
         return re.sub(r"--(?=(source|tokenizer|split|text-field|separator|end-of-text)\b)", "--data.", text)
 
 
