@@ -37,6 +37,7 @@ from gptjax.checkpoints.checkpoint_format import (
     report_write_errors,
     unflatten_by_name,
 )
+from gptjax.checkpoints.disk_space import check_space, count_bytes, describe_lack
 from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs, suggest_anew
 from gptjax.checkpoints.joint_save import JointCheckpointer
 from gptjax.checkpoints.rotation import ALL_DAMAGED, Choice, choose_step, clear_unfinished, make_way, prune
@@ -113,6 +114,13 @@ class CheckpointManager:
         self._attempts: Counter[int] = Counter()
         """How often each step was tried to save; the same in all processes."""
         self._choice = Choice()
+        self._bytes = 0
+
+    def check_space(self, state: "training_state.TrainState", *, steps: int) -> None:
+        """See `disk_space.check_space`. It looks before the first save of a start, in the first process."""
+        self._bytes, start = count_bytes(state), int(state.step)
+        if jax.process_index() == 0 and not self._attempts:
+            check_space(self._directory, self._config, nbytes=self._bytes, start=start, steps=steps)
 
     def clear(self, begin: Callable[[], object] = lambda: None) -> None:
         """Clear what a killed process left behind, and set aside what the chosen step does not go on from.
@@ -164,6 +172,7 @@ class CheckpointManager:
         # Writes of a failed attempt may still end. They must not end in the directory of the next one.
         attempt, self._attempts[step] = self._attempts[step], self._attempts[step] + 1
         unfinished = self._directory / f"{step}{f'.{attempt}' if attempt else ''}{UNFINISHED}"
+        self._bytes = count_bytes(state)
         with self._report_failed_save():
             args = make_save_args(
                 _collect_items(state), metadata, step=step, best_value=value, best_metric=self._config.best_metric
@@ -209,11 +218,14 @@ class CheckpointManager:
         try:
             with report_write_errors(self._directory):
                 yield
-        except Exception:
+        except Exception as error:
             self._checkpointer.settle()
             with suppress(OSError):
                 if self._run is not None and not self._run.is_replaced():
                     clear_unfinished(self._directory)
+            lack = describe_lack(self._directory, str(error), nbytes=self._bytes)
+            if isinstance(error, UserError) and lack:
+                raise UserError(f"{error}{lack}") from error.__cause__
             raise
 
     def choose_step(self, back_to: int | None = None) -> int | None:
