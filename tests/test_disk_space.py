@@ -9,7 +9,7 @@ import pytest
 
 from gptjax.checkpoints import disk_space
 from gptjax.checkpoints.checkpoint import CheckpointConfig
-from gptjax.checkpoints.disk_space import check_space, count_saves, describe_lack
+from gptjax.checkpoints.disk_space import check_space, describe_lack
 from gptjax.core.errors import UserError
 
 MIB = 2**20
@@ -33,7 +33,7 @@ def test_checkpoints_that_will_be_there_at_a_time_are_counted(
     changes: dict, existing: list[int], start: int, wanted: int
 ):
     config = CheckpointConfig(**{"every": 100} | changes)
-    assert count_saves(config, existing, start=start, steps=1000) == wanted
+    assert config.count_saves(existing, start=start, steps=1000) == wanted
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_start_says_what_finds_no_room_and_is_refused_where_nothing_does(
     nbytes: int, warns: bool | None, disk: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def check(start: int = 0) -> str:
-        check_space(tmp_path, CheckpointConfig(every=100), nbytes=nbytes, start=start, steps=1000)
+    def check(count: int = 4) -> str:
+        check_space(tmp_path, count, nbytes=nbytes)
         return capsys.readouterr().out
 
     if warns is None:
@@ -58,7 +58,7 @@ def test_start_says_what_finds_no_room_and_is_refused_where_nothing_does(
             check()
     else:
         assert check().startswith(f"warning: {tmp_path} has 10.0 MiB free") == warns
-    assert check(start=1000) == ""  # nothing is to be saved
+    assert check(count=0) == ""  # nothing is to be saved
     disk.f_blocks = 0  # as of some network file systems
     assert check() == ""
 
@@ -70,10 +70,10 @@ def test_room_is_that_of_this_user_with_what_unfinished_saves_give_back(
     remains.mkdir()
     (remains / "arrays").write_bytes(b"x" * (2 * MIB))
     with pytest.raises(UserError, match=r"has 12\.\d MiB free"):
-        check_space(tmp_path, CheckpointConfig(), nbytes=20 * MIB, start=0, steps=1000)
+        check_space(tmp_path, 1, nbytes=20 * MIB)
     monkeypatch.setattr(disk_space.os, "geteuid", lambda: 0)
     with pytest.raises(UserError, match=r"has 13\.\d MiB free"):
-        check_space(tmp_path, CheckpointConfig(), nbytes=20 * MIB, start=0, steps=1000)
+        check_space(tmp_path, 1, nbytes=20 * MIB)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

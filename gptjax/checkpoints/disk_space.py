@@ -2,21 +2,16 @@
 
 import errno
 import os
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
-from gptjax.checkpoints.integrity import complete_steps
 from gptjax.checkpoints.rotation import list_remains
 from gptjax.core.errors import UserError
 from gptjax.core.files import format_bytes
 from gptjax.process.console import print_once
-
-if TYPE_CHECKING:
-    from gptjax.checkpoints.checkpoint import CheckpointConfig
 
 _BESIDES = 2**18
 """The bytes of a checkpoint besides its arrays: names, indices, sums, unused parts of blocks."""
@@ -37,27 +32,15 @@ def find_free_bytes(directory: Path) -> int | None:
     return None
 
 
-def count_saves(config: "CheckpointConfig", existing: Collection[int], *, start: int, steps: int) -> int:
-    """The most checkpoints that a run has at a time besides these `existing` ones, one in writing included."""
-    many = [interval for interval in (config.every, config.keep_every) if interval is not None]
-    to_come = 1 + sum(steps // interval - start // interval for interval in many)
-    kept = 0 if config.keep_every is None else steps // config.keep_every - start // config.keep_every
-    passing = [step for step in existing if config.keep_every is None or step % config.keep_every]
-    most = max(1, config.keep + config.keep_best + 1 - len(passing)) + kept
-    return most if config.every_minutes is not None else min(most, to_come)
-
-
-def check_space(directory: Path, config: "CheckpointConfig", *, nbytes: int, start: int, steps: int) -> None:
-    """Warn if the checkpoints that a run from step `start` on will keep do not find room.
+def check_space(directory: Path, count: int, *, nbytes: int) -> None:
+    """Warn if so many more checkpoints do not find room. With a count of 0 nothing is to be saved.
 
     `nbytes` are those of the arrays of one. Raises a `UserError` where there is no room for these.
     """
     free = find_free_bytes(directory)
-    if free is None or start >= steps:
+    if free is None or not count:
         return
     free += sum(count_disk_bytes(path) for path in list_remains(directory))
-    existing = [step for step in complete_steps(directory) if step <= start]
-    count = count_saves(config, existing, start=start, steps=steps)
     size = nbytes + _BESIDES
     if count * size <= free:
         return
