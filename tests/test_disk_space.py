@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,21 +19,21 @@ MIB = 2**20
 @pytest.mark.parametrize(
     ("changes", "existing", "start", "wanted"),
     [
-        ({}, [], 0, 4),  # two newest, the best, one in writing
-        ({"keep_best": False}, [], 0, 3),
-        ({}, [100, 200], 200, 2),
-        ({}, [100, 200, 300, 400], 400, 1),
+        ({"every": 100}, [], 0, 4),  # two newest, the best, one in writing
+        ({"every": 100, "keep_best": False}, [], 0, 3),
+        ({"every": 100}, [100, 200], 200, 2),
+        ({"every": 100}, [100, 200, 300, 400], 400, 1),
         ({"every": None}, [], 0, 1),  # the end
         ({"every": 600}, [], 0, 2),
         ({"every": 600, "every_minutes": 5.0}, [], 0, 4),
-        ({"keep_every": 200}, [], 0, 9),
-        ({"keep_every": 200}, [400, 500], 500, 6),  # the first of these stays for good
+        ({"every": 100, "keep_every": 200}, [], 0, 9),
+        ({"every": 100, "keep_every": 200}, [400, 500], 500, 6),  # the first of these stays for good
     ],
 )
 def test_checkpoints_that_will_be_there_at_a_time_are_counted(
-    changes: dict, existing: list[int], start: int, wanted: int
+    changes: dict[str, Any], existing: list[int], start: int, wanted: int
 ):
-    config = CheckpointConfig(**{"every": 100} | changes)
+    config = CheckpointConfig(**changes)
     assert config.count_saves(existing, start=start, steps=1000) == wanted
 
 
