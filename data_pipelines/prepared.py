@@ -67,7 +67,8 @@ class Prepared(TokenShards):
         if self.path is not None:
             return None
         prefix, problem = f"the data is made with --data.tokenizer={self.tokenizer}", None
-        if self.tokenizer == "chars" or (size := self.tokenizer.removeprefix("bpe:")).isdecimal():
+        size = self.tokenizer.removeprefix("bpe:")
+        if self.tokenizer == "chars" or size.isdecimal():
             kind, most = ("chars", sys.maxunicode) if self.tokenizer == "chars" else ("bpe", int(size))
             if tokenizer.kind != kind or tokenizer.vocab_size - len(tokenizer.specials) > most:
                 problem = "learned from its text"

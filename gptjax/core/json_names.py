@@ -60,7 +60,7 @@ def explain_names(value: Any) -> str | None:
     """What is wrong where a value of `parse_fields` has a name with several values, however deep; None if none has."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in parts:
-        found = explain_repeated(name) if part is SEVERAL else explain_names(part)
+        found = explain_repeated(str(name)) if part is SEVERAL else explain_names(part)
         if found is not None:
             return found
     return None
