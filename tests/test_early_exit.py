@@ -16,12 +16,12 @@ with exit_early():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no Python runs, as in a wait for other processes
 """
 ANNOUNCING = """
-import signal, sys, time
+import os, signal, sys, time
 from gptjax.process.early_exit import exit_early, set_early_announcement
 takes, may_take = map(float, sys.argv[1:])
 def announce(status, message):
     time.sleep(takes)
-    print(f"told {status} {message}", flush=True)
+    os.write(1, f"told {status} {message}\\n".encode())  # the signal may come within the print of "ready"
 with exit_early():
     set_early_announcement(announce, seconds=may_take)
     print("ready", flush=True)
