@@ -140,7 +140,7 @@ def find_free_port() -> int:
 
 
 def flip_bit(path: Path, at: int | None = None) -> None:
-    """Of the byte at this place, by default one in the first half. Then the file has another time, though clocks tick."""
+    """Of the byte at this place, by default one in the first half. Then the file has another time."""
     content, before = bytearray(path.read_bytes()), path.stat().st_ctime_ns
     content[len(content) // 3 if at is None else at] ^= 1
     path.write_bytes(content)
