@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,6 +313,10 @@ def test_process_whose_number_only_jax_knows_leaves_its_marker_once_jax_does(
     marker = StartMarker._latest
     assert marker is not None
     assert (marker.start.index, marker.start.count, marker.command) == (1, 3, "train again")
+    watch._present = Counter(node1=1)
+    assert "process 0 is there" in (watch.describe_progress(30.0) or "")
+    watch._index, watch._present = 0, Counter(node1=1, node2=1)
+    assert (watch.describe_progress(30.0) or "").startswith("2 of 3 processes are here (from node1, node2) after 30 s")
     assert list_left(tmp_path) == [f"runs/{marker.start.directory.name}/1"]
     watch.__exit__(None)
     assert list(tmp_path.iterdir()) == []

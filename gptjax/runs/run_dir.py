@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gptjax.checkpoints.checkpoint import restore_model, save_model
 from gptjax.checkpoints.checkpoint_format import EMA_ITEM, MODEL, check_path, find_step, has_item, read_metadata
 from gptjax.checkpoints.integrity import list_steps
+from gptjax.checkpoints.weights import restore_model, save_model
 from gptjax.cli.config_files import import_modules
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError

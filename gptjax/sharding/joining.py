@@ -194,10 +194,13 @@ class JoinWatch:
         return index == 0
 
     def _leave_marker(self) -> None:
-        """Leave one where only JAX knew the number of this process, and does now."""
+        """Leave a marker where only JAX knew the number of this process, and does now."""
         state = distributed.global_state
+        if state.client is None:
+            return
+        self._count = self._count or state.num_processes
         with self._closing:
-            if self._marker is None and self._runs is not None and state.client is not None and not self._done.is_set():
+            if self._marker is None and self._runs is not None and not self._done.is_set():
                 marker = StartMarker.begin_late(
                     self._runs, state.coordinator_address or "", index=state.process_id, count=state.num_processes
                 )
