@@ -24,10 +24,11 @@ from checkpoint_states import (
 )
 from jax.sharding import NamedSharding
 
-from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model, save_model
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.checkpoint_format import EMA_ITEM, find_step, flatten_by_name
 from gptjax.checkpoints.integrity import complete_steps
 from gptjax.checkpoints.joint_save import JointCheckpointer
+from gptjax.checkpoints.weights import restore_model, save_model
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
 from gptjax.sharding.mesh import MeshConfig

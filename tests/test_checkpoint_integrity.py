@@ -12,9 +12,10 @@ import pytest
 from checkpoint_states import CONFIG, assert_same, list_names, make_abstract_state, make_state, save_steps
 from tiny import flip_bit
 
-from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.checkpoint_format import find_step
 from gptjax.checkpoints.integrity import complete_steps, find_checkpoint_damage
+from gptjax.checkpoints.weights import restore_model
 from gptjax.core import file_sums
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import list_files

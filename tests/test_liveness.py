@@ -141,7 +141,8 @@ def test_first_of_many_processes_ends_once_the_others_have_read_why(monkeypatch:
 
 
 def test_error_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
-    others = ProcessWatch(Store({}), index=0, count=3, resume="gptjax train x", native=Output())
+    others = ProcessWatch(Store({}), index=0, count=3, resume="", native=Output(), hosts={1: "node1"})
+    assert [others.name(i) for i in (1, 2)] == ["process 1 of 3 on node1", "process 2 of 3 on an unknown host"]
     now, waits = iter([100.0, 106.0, 170.0]), []
     monkeypatch.setattr(liveness, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(others, "_decided", SimpleNamespace(wait=waits.append))

@@ -14,8 +14,8 @@ import pytest
 from jax.experimental import multihost_utils
 from tiny import MODEL, flip_bit, tiny_config, tokenizer, write_text_shards
 
-from gptjax.checkpoints.checkpoint import save_model
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
+from gptjax.checkpoints.weights import save_model
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file
