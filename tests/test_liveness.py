@@ -198,7 +198,7 @@ with safe_console(), exit_on_user_error(keeps_early_handler=True), exit_early():
     initialize_distributed(command="the same command", resumes=sys.argv[1:] == ["resumes"])
     print("joined", flush=True)
     if sys.argv[1:] == ["fails"]:
-        time.sleep(2)  # what comes with the line before is in a buffer that `communicate` passes over
+        time.sleep(2)  # until the others have joined, too
         raise UserError("its data is missing")
     time.sleep(300)
 """
@@ -286,7 +286,8 @@ def test_lost_process_ends_the_others_in_a_line(lost: int, number: signal.Signal
 def test_user_error_of_one_process_ends_all(failing: int, tmp_path: Path):
     members = start_members(tmp_path, *["fails" if i == failing else "waits" for i in range(3)])
     for i, member in enumerate(members):
-        said, _ = member.communicate(timeout=240)
+        with member:
+            said = member.stdout.read()  # `communicate` would pass over what came together with "joined"
         place = "" if i == failing else f"process {failing} of 3 on {socket.gethostname()} has ended: "
         assert said.startswith(f"error: {place}its data is missing\n")
         assert member.returncode == 2
