@@ -101,14 +101,14 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
 
 
 def explain_line(line: bytes, error: Exception, *, where: str) -> str:
-    """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do.
+    """What is wrong with a line that is no JSON; for an object over several lines or several on one, what to do.
 
     `where` is FILE:LINE.
     """
     if isinstance(error, RepeatedName):
         return str(error)
-    is_cut = line.strip() == b"{"
-    advice = f" A record must be on one line: {write_filter('jq -c .', _path_of(where))}" if is_cut else ""
+    is_cut = line.strip() == b"{" or ("Extra data" in str(error) and line.lstrip().startswith(b"{"))
+    advice = f" Each record must be a line of its own: {write_filter('jq -c .', _path_of(where))}" if is_cut else ""
     if line.lstrip().startswith((b"{'", b"[{'")):
         advice = " JSON has double quotes; Python's json.dumps writes them."
     reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
