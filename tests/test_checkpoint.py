@@ -208,7 +208,7 @@ def test_save_that_cannot_start_can_be_repeated(tmp_path: Path):
     assert find_step(directory, "latest") == 2
 
 
-def save_when_possible(checkpoints: CheckpointManager, step: int, state: TrainState, *, attempts: int = 100) -> None:
+def save_when_possible(checkpoints: CheckpointManager, step: int, state: TrainState, *, attempts: int = 3000) -> None:
     """Threads of a failed save may still be writing into the directory that the next save clears."""
     for _ in range(attempts):
         with suppress(UserError):

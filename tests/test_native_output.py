@@ -19,7 +19,7 @@ with safe_console():
 def run(body: str) -> tuple[int, list[str]]:
     """Status and stderr of a child with this body."""
     text = CHILD + "\n".join(f"    {line}" for line in body.strip().splitlines())
-    child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300, check=False)
     return child.returncode, child.stderr.splitlines()
 
 

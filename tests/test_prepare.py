@@ -509,22 +509,22 @@ def test_strict_stops_at_text_that_is_not_utf8(tmp_path):
         run(tmp_path / "x.txt", tmp_path / "out", split="none", strict=True)
 
 
+KILLED = """
+import os, runpy, signal, sys
+def kill(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("train_000012.bin"):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+runpy.run_module("data_pipelines.prepare", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_killed_command_leaves_nothing_that_looks_complete(tmp_path):
-    out, source = tmp_path / "out", write_jsonl(tmp_path / "long.jsonl", ["x" * 2**20] * 10)
-    options = ["--tokenizer=bytes", "--split=none", "--shard-tokens=1000", "--processes=1"]  # ten thousand files
-    command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={source}", f"--output={out}", *options]
-    process = subprocess.Popen(command, env=ENVIRONMENT)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / ".out.partial" / "train_000012.bin").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    finally:
-        process.kill()
-        process.wait()
+    out, source = tmp_path / "out", write_jsonl(tmp_path / "long.jsonl", ["x" * 20_000])
+    options = ["--tokenizer=bytes", "--split=none", "--shard-tokens=1000", "--processes=1"]  # twenty files
+    command = [sys.executable, "-c", KILLED, f"--source={source}", f"--output={out}", *options]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / ".out.partial" / "train_000011.bin").exists()
     assert not out.exists()
     assert read_manifest(tmp_path / ".out.partial") is None
     run(write_jsonl(tmp_path / "x.jsonl", make_texts()), out, split="none")
@@ -547,8 +547,10 @@ prepare(Prepare(source={source!r}, tokenizer="bytes", split="none", processes=2,
 """
     (tmp_path / "script.py").write_text(script)
     command = [sys.executable, str(tmp_path / "script.py")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    said = result.stderr.splitlines()
+    assert [line for line in said if not line.startswith("encoding: ")] == [], "what a slow machine adds"
     verify_shards(tmp_path / "out")
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from tiny import python
+from tiny import find_free_port, python
 
 from gptjax.process import process_end
 from gptjax.sharding import joining, start_marker, start_place
@@ -426,7 +426,7 @@ def test_process_that_ended_is_told_and_makes_way_for_one_that_comes_again(start
     other.close()
     again = start_of(1)
     assert again._places[0].is_written
-    teller.join(timeout=20)
+    teller.join(timeout=300)
     assert not teller.is_alive()  # its place was taken
     StartMarker._latest = again
     monkeypatch.delenv("JAX_PROCESS_ID")
@@ -438,9 +438,7 @@ def test_process_that_ended_is_told_and_makes_way_for_one_that_comes_again(start
 @pytest.mark.slow
 @pytest.mark.parametrize("is_killed", [True, False])
 def test_process_that_ends_before_it_joins_ends_the_others(is_killed: bool, tmp_path: Path):
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        address = f"localhost:{found.getsockname()[1]}"
+    address = f"localhost:{find_free_port()}"
     words = ["-m", "gptjax.train", "--config=quickstart", f"--output-dir={tmp_path / 'runs'}"]
     members = []
     for i in range(2):  # the third is late
@@ -451,7 +449,7 @@ def test_process_that_ends_before_it_joins_ends_the_others(is_killed: bool, tmp_
         if is_killed:
             members[1].stdout.readline()  # it waits for the third
             members[1].kill()
-        outputs = [member.communicate(timeout=120)[0] for member in members]
+        outputs = [member.communicate(timeout=240)[0] for member in members]
     finally:
         for member in members:
             member.kill()

@@ -193,7 +193,8 @@ class StartMarker:
             if waited >= seconds or not (any(place.judge.list_waiting() for place in written) or (written and is_late)):
                 break
             if waited == 1.0:
-                print("note: this process tells the others why it ends, which takes a while", file=sys.stderr)
+                with contextlib.suppress(RuntimeError):  # a signal has interrupted another print
+                    print("note: this process tells the others why it ends, which takes a while", file=sys.stderr)
             time.sleep(0.5)
             waited += 0.5
         self.close()
