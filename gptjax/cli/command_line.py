@@ -16,6 +16,7 @@ from gptjax.cli.config_files import find_config, import_modules, list_configs, l
 from gptjax.cli.flag_mistakes import explain_words
 from gptjax.cli.flag_synonyms import COMMON_FLAGS, CONFIG_WORDS
 from gptjax.cli.flags import Flag, Flags, drop_flags, list_flags, normalize_words
+from gptjax.cli.refusals import list_refusals
 from gptjax.core.errors import UserError, quote
 from gptjax.core.provenance import print_versions
 from gptjax.core.serialization import Modules
@@ -217,9 +218,16 @@ def _parse(
     flags = list_flags(kind, default)
     words, printed = normalize_words(argv, flags), io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
+
+    def parse(words: list[str]) -> T:
+        return tyro.cli(kind, prog=prog, description=description, args=words, config=_TYRO, **given)
+
     try:
         with contextlib.redirect_stderr(printed), _help_in_sentences():
-            return tyro.cli(kind, prog=prog, description=description, args=words, config=_TYRO, **given)
+            return parse(words)
+    except UserError as error:
+        with contextlib.redirect_stderr(printed):
+            raise UserError(list_refusals(words, error, parse=parse)) from None
     except SystemExit as stopped:
         others = {} if options_type is None else list_flags(options_type)
         others |= {} if default is None else {"config": Flag(str, default="")}  # it was read before
