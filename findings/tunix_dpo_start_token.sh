@@ -10,10 +10,10 @@
 #
 # Versions: Python 3.11 or newer, google-tunix 0.1.7, jax 0.10.2, flax 0.12.8, transformers 5.12.1. Seen, for the
 # prompt "a b c d e" of at most 4 tokens and the answer "c d":
-#     start of text is 1: row <s> a b c | <s> c d <pad> <pad>, scored <s> c d, log-probability -6.41, behind
-#       the whole prompt -3.38
-#     start of text is 0: row a b c d | c d <pad> <pad> <pad>, scored c d, log-probability -4.78, behind the
-#       whole prompt -3.38
+#     start of text is 1: row <s> a b c | <s> c d <pad> <pad>, scored <s> c d, log-probability -6.41,
+#       behind the whole prompt -3.38
+#     start of text is 0: row a b c d | c d <pad> <pad> <pad>, scored c d, log-probability -4.78,
+#       behind the whole prompt -3.38
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
