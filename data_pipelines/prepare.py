@@ -26,9 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
+from data_pipelines.encode.bpe_trainer import describe_fewer, train_bpe_on_documents
 from data_pipelines.encode.encoder import (
     DEFAULT_LIMITS,
+    SEPARATES,
     Encoder,
     Limits,
     encode_batches,
@@ -65,7 +66,7 @@ class Prepare(ShardOptions):
     as `openwebtext` (see `python -m data_pipelines.recipes`)."""
     tokenizer: str | None = None
     """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learned from this text: `chars`, `bpe:SIZE` (from 2 GB of its
-    training part at most)."""
+    training part at most; a text with fewer merges gives fewer ids)."""
     split: str | None = None
     """Validation split: `hash:F` (by a hash of the text; by default hash:0.005, or hash:0.1 of 100 documents or more in
     less than 8 MiB; of a single text or of few, at least a tenth as the tail), `tail:F` (the last characters),
@@ -94,6 +95,18 @@ class Prepare(ShardOptions):
             return super().choose_flags(tokens)
         return f"--config=own_finetune_cpu --init-from={shlex.quote(str(model))}"
 
+    def suggest_flag(self, manifest: Manifest) -> str | None:
+        """A separator that text files have and that was learnt; a split whose validation fills a row."""
+        for note in manifest.notes:
+            if self.separator is None and (found := SEPARATES.search(note)):
+                return found[0]
+        tokens, val = sum(count.tokens for count in manifest.splits.values()), manifest.splits.get("val")
+        if val is None or val.tokens >= self.least_tokens or self.validation_source is not None:
+            return None
+        if tokens >= 20 * self.least_tokens:
+            return "--split=tail:0.1"
+        return "--split=none" if val.tokens < 2 else None
+
     def make_context(self) -> ReadContext:
         """How the source is read."""
         return ReadContext(self.text_field, self.strict, separator=parse_separator(self.separator))
@@ -103,6 +116,7 @@ class PrepareForRun(Prepare):
     """The same, as the config of a run asks for it, by flags such as `--data.source` and `--data.split`."""
 
     def spell_flags(self, text: str) -> str:
+        text = text.replace(" --overwrite", "")  # other options have another directory
         return re.sub(r"--(?=(source|tokenizer|split|text-field|separator|end-of-text)\b)", "--data.", text)
 
 
@@ -193,8 +207,7 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journa
             tokenizer = Chars.from_text(text for _, document in documents for text in iter_text(document))
         else:
             train = (document for side, document in documents if side == "train")
-            size, smaller = int(spec.removeprefix("bpe:")), "--tokenizer=bytes or --tokenizer=bpe:{}"
-            tokenizer = train_bpe_on_documents(train, vocab_size=size, smaller=smaller)
+            tokenizer = train_bpe_on_documents(train, vocab_size=int(spec.removeprefix("bpe:")))
         tokenizer.save(directory)
         journal.record(Progress())
     return load_tokenizer(directory)
@@ -235,7 +248,9 @@ def _write_shards(
             show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens")
         corpus.check_count(documents)
     notes.add(context.notes)
-    lines = notes.lines()
+    spec, lines = options.tokenizer or "", notes.lines()
+    if spec.startswith("bpe:"):
+        lines += describe_fewer(tokenizer, int(spec.removeprefix("bpe:")))
     counts = {name: writer.counts for name, writer in writers.items()}
     are_together = any(count.documents > 1 for count in counts.values())  # a tail may cut a single text in two
     if are_together and (problem := tokenizer.explain_no_end_of_text()):

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 from data_pipelines.conversations.block_encoder import ExampleKind
 from data_pipelines.conversations.chat_formats import FIELDS, parse_conversation
 from data_pipelines.conversations.examples import EncodeConversation, find_key
-from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
+from data_pipelines.encode.bpe_trainer import describe_fewer, train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
 from data_pipelines.readers.records import BLOCK_BYTES
@@ -82,6 +82,11 @@ class PrepareChat(PrepareScored):
         """Whether the tokenizer is learned from these conversations."""
         return LEARNED.fullmatch(self.tokenizer) is not None
 
+    @property
+    def learned_size(self) -> int:
+        """Ids that a learned tokenizer should have; 0 for one that is given."""
+        return int(self.tokenizer.removeprefix("bpe:")) if self.is_learned else 0
+
     def describe_start(self) -> str:
         """A model with other ids cannot be the start, so one is named only where it may exist."""
         if self.is_learned or find_model(self.tokenizer) is not None:
@@ -109,9 +114,8 @@ def _learn_tokenizer(request: PrepareChat, split: ExampleSplit) -> Tokenizer:
     texts = _iter_messages(request, split)
     tokenizer = train_bpe_on_documents(
         itertools.chain([next(texts)], texts),
-        vocab_size=int(request.tokenizer.removeprefix("bpe:")),
+        vocab_size=request.learned_size,
         special_tokens=template.special_tokens,
-        smaller="--tokenizer=bpe:{}",
     )
     return tokenizer if request.end_of_text is None else tokenizer.with_end_of_text(request.end_of_text)
 
@@ -169,7 +173,7 @@ def _make_kind(request: PrepareChat, split: ExampleSplit) -> ExampleKind:
     if request.template is not None or not {*template.role_tokens} <= {*tokenizer.specials}:
         tokenizer = tokenizer.with_special_tokens(template.special_tokens)
     encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
-    notes = note_added_tokens(given, tokenizer)
+    notes = (*note_added_tokens(given, tokenizer), *describe_fewer(tokenizer, request.learned_size))
     return ExampleKind("chat", "conversations", tokenizer, encode, _list_fields(request), notes)
 
 

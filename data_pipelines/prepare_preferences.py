@@ -22,7 +22,6 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 import contextlib
 import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,8 +73,8 @@ class PreparePreferences(PrepareScored):
         first = f"train first on chats or texts that are prepared with --tokenizer={shlex.quote(str(self.output))}"
         return f"\nRUN is a run or a saved model that has this tokenizer. If you have none, {first}."
 
-    def suggest_flags(self, notes: Iterable[str]) -> str | None:
-        return "--as-turns" if any("--as-turns makes" in note for note in notes) else None
+    def suggest_flag(self, manifest: Manifest) -> str | None:
+        return "--as-turns" if any("--as-turns makes" in note for note in manifest.notes) else None
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
+from data_pipelines.encode.bpe_trainer import (
+    MAX_BYTES,
+    PatternName,
+    describe_fewer,
+    parse_special_tokens,
+    train_bpe_on_documents,
+)
 from data_pipelines.encode.encoder import LEARNED_MARKS, count_marks
 from data_pipelines.encode.splits import Corpus, choose_default_split
 from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, parse_separator
@@ -36,7 +42,8 @@ class TrainTokenizer:
     source: str
     """A source as for `prepare`."""
     vocab_size: int
-    """Ids in all: 256 bytes, the merges, `<|endoftext|>` and the other special tokens, in this order."""
+    """Ids in all: 256 bytes, the merges, `<|endoftext|>` and the other special tokens, in this order. A text with fewer
+    merges gives fewer."""
     output: Path
     """Directory that receives tokenizer.json."""
     pattern: PatternName = "gpt2"
@@ -77,7 +84,7 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     path = save_tokenizer(tokenizer, request.output)
     print(f"{path}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - start:.1f} s")
     print_special_tokens(tokenizer)
-    print_notes(context.notes.lines())
+    print_notes([*describe_fewer(tokenizer, request.vocab_size), *context.notes.lines()])
     return tokenizer
 
 

@@ -53,8 +53,8 @@ class TrainConfig:
     grad_accum: int = 1
     """Gradient accumulation: micro-batches into which a batch is divided. Gradients of one at a time are in memory."""
     init_from: str | None = None
-    """Run whose weights (their average, if it keeps one) and model shape a new run starts from. Or the directory of a
-    model that transformers saved, or hf:OWNER/REPO."""
+    """Run whose weights (their average, if it keeps one) and model shape a new run starts from; RUN@best and RUN@500
+    name one of its checkpoints. Or the directory of a model that transformers saved, or hf:OWNER/REPO."""
     init_layers: tuple[int, ...] = ()
     """Layers of `init_from` that the model takes, counted from 0: a student with fewer layers. Empty: all."""
     resume: Literal["auto", "force", "never"] | int = "auto"

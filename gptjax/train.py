@@ -54,8 +54,10 @@ def run(words: list[str]) -> int:
                 marker.close()  # the child leaves its own
             return supervise(request.config, words, again=resume_words)
         follow_parent()
-        command = shlex.join([*PROG.split(), *resume_words])
-        initialize_distributed(command=command, resumes=has_trained(request.config.directory), marker=marker)
+        command, directory = shlex.join([*PROG.split(), *resume_words]), request.config.directory
+        if marker is not None:
+            marker.add_place(directory.parent)
+        initialize_distributed(command=command, resumes=has_trained(directory), marker=marker, runs=directory.parent)
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()

@@ -1,7 +1,7 @@
 """A model that was trained on chats, as far as its files say, and generators that say what a test wants."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,18 @@ def write_chat_run(directory: Path, *, tokenizer: Tokenizer = TOKENIZER, context
 
 
 class Echo(TextGenerator):
-    """It answers with the user's last message, a token a time, each after `delay` seconds."""
+    """It answers with the user's last message, a token a time, each after `delay` seconds and a call of `wait`."""
 
     def __init__(
         self,
         *,
         context_length: int = 64,
         delay: float = 0.0,
+        wait: Callable[[], object] = lambda: None,
         tokenizer: Tokenizer = TOKENIZER,
         jinja_template: str | None = None,
     ) -> None:
-        self.tokenizer, self.length, self.delay = tokenizer, context_length, delay
+        self.tokenizer, self.length, self.delay, self.wait = tokenizer, context_length, delay, wait
         self.jinja_template = jinja_template
         self.options = GenerationOptions(checkpoint="runs/echo")
         self.prompts: list[str] = []
@@ -69,6 +70,7 @@ class Echo(TextGenerator):
         completion = Completion(TextStream(self.tokenizer))
         for token in self.tokenizer.encode(said).tolist()[:max_new_tokens]:
             time.sleep(self.delay)
+            self.wait()
             completion.add([token], [0.0], ends=ends)
             yield [completion]
         completion.new_text = ""

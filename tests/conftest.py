@@ -90,7 +90,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_processes.py")
 
 
+PRINTED_ONCE = {
+    "gptjax.process.console": "warn_once",
+    "gptjax.checkpoints.checkpoint_format": "_warn",
+    "data_pipelines.readers.paths": "tell_once",
+}
+"""What a process prints once. Each test is a process of its own, whatever ran before it."""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    for place, name in PRINTED_ONCE.items():
+        if place in sys.modules:
+            getattr(sys.modules[place], name).cache_clear()
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("no GPU that JAX can use")
 

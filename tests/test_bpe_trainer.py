@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 
 from data_pipelines.encode.bpe_trainer import (
+    describe_fewer,
     parse_special_tokens,
     take_bytes,
     train_bpe,
@@ -60,12 +61,19 @@ def test_special_tokens_are_checked():
             train_bpe(make_texts(), vocab_size=300, special_tokens=[name])
 
 
-def test_vocab_size_must_fit_the_text():
-    with pytest.raises(UserError, match=r"yields only \d+ tokens, not 50000"):
-        train_bpe(make_texts(), vocab_size=50_000)
+def test_little_text_gives_as_many_tokens_as_it_has_merges():
+    made = train_bpe(["a rose is a rose"], vocab_size=2**20, special_tokens=["<|pad|>"])
+    assert (made.vocab_size, made.specials) == (265, {"<|endoftext|>": 263, "<|pad|>": 264})
+    assert describe_fewer(made, 4096) == ["the text has merges for 265 tokens, not 4,096: the tokenizer has 265"]
+    assert describe_fewer(made, 265) == []
+    assert train_bpe([], vocab_size=258).vocab_size == 257
+
+
+def test_vocab_size_that_cannot_be_meant_is_refused():
     for names, smallest in (([], 258), (["<|pad|>"], 259)):
-        with pytest.raises(UserError, match=f"at least {smallest}"):
-            train_bpe(make_texts(), vocab_size=smallest - 1, special_tokens=names)
+        for size in (0, smallest - 1, 10**9):
+            with pytest.raises(UserError, match=f"at least {smallest}.*at most 1048576"):
+                train_bpe(make_texts(), vocab_size=size, special_tokens=names)
 
 
 def test_pattern_decides_the_words():

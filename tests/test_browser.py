@@ -58,11 +58,11 @@ class Browser:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(600):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("the page did not come to this state in half a minute")
+    raise AssertionError("the page did not come to this state in five minutes")
 
 
 @pytest.fixture(scope="module")

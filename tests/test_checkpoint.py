@@ -24,10 +24,11 @@ from checkpoint_states import (
 )
 from jax.sharding import NamedSharding
 
-from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model, save_model
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.checkpoint_format import EMA_ITEM, find_step, flatten_by_name
 from gptjax.checkpoints.integrity import complete_steps
 from gptjax.checkpoints.joint_save import JointCheckpointer
+from gptjax.checkpoints.weights import restore_model, save_model
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
 from gptjax.sharding.mesh import MeshConfig
@@ -206,7 +207,7 @@ def test_save_that_cannot_start_can_be_repeated(tmp_path: Path):
     assert find_step(directory, "latest") == 2
 
 
-def save_when_possible(checkpoints: CheckpointManager, step: int, state: TrainState, *, attempts: int = 100) -> None:
+def save_when_possible(checkpoints: CheckpointManager, step: int, state: TrainState, *, attempts: int = 3000) -> None:
     """Threads of a failed save may still be writing into the directory that the next save clears."""
     for _ in range(attempts):
         with suppress(UserError):

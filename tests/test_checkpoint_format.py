@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoint_states import CONFIG, assert_same, make_abstract_state, make_state, save_steps
 
-from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.checkpoint_format import (
     describe_cause,
     find_step,
@@ -18,6 +18,7 @@ from gptjax.checkpoints.checkpoint_format import (
     report_read_errors,
     report_write_errors,
 )
+from gptjax.checkpoints.weights import restore_model
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
 from gptjax.process import process_end

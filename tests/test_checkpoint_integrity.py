@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from checkpoint_states import CONFIG, assert_same, list_names, make_abstract_state, make_state, save_steps
+from tiny import flip_bit
 
-from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.checkpoint_format import find_step
 from gptjax.checkpoints.integrity import complete_steps, find_checkpoint_damage
+from gptjax.checkpoints.weights import restore_model
 from gptjax.core import file_sums
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import list_files
@@ -33,12 +35,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoints(saved: Path, tmp_path: Path) -> Path:
     """Steps 10 and 20 of a run, to be damaged."""
     return shutil.copytree(saved, tmp_path / "checkpoints")
-
-
-def flip_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def truncate_to_half(path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,33 @@ def test_saved_model_and_its_imported_run_are_the_same_checkpoint(saved: Path, t
         evaluate(Evaluate((str(path),), text=str(text), mesh=SINGLE))["val_loss"] for path in (saved, tmp_path / "run")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_name_may_say_which_checkpoint_of_a_run(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model, _ = from_hf(saved)
+    run = tmp_path / "run"
+    write_imported_run(run, model=model, tokenizer=TOKENIZER)
+    shutil.copytree(run / "checkpoints/0", run / "checkpoints/5")
+    monkeypatch.chdir(tmp_path)
+    assert [open_checkpoint(name).find_step() for name in ("run", "run@latest", "run@0", "run/checkpoints/0")] == [
+        5,
+        5,
+        0,
+        0,
+    ]
+    assert describe_source(RunDir.open("run@0")) == "run at step 0"
+    assert RunDir.open("run@0").load_model(0).config == model.config
+    with pytest.raises(UserError, match=r"run@0 is step 0, but step 5 is asked for"):
+        RunDir.open("run@0").find_step("5")
+    with pytest.raises(UserError, match=r"has no step 7\. Use one of 0, 5"):
+        open_checkpoint("run@7")
+    with pytest.raises(UserError, match="no step 7"):
+        open_checkpoint(f"{saved}@7")
+    same = Evaluate(("run@0", "run/", "run/checkpoints/0", "run@5"), baseline=f"{run}@0", text="text.txt")
+    assert (same.checkpoints, same.compared) == (("run@0", "run/", "run@5"), "run@0")
+    run.rename(tmp_path / "mail@7")  # a directory's own name comes first
+    assert open_checkpoint("mail@7").find_step() == 5
+    assert open_checkpoint("mail@7@0").find_step() == 0
 
 
 def test_an_export_says_where_its_weights_were_trained(saved: Path, tmp_path: Path) -> None:
@@ -132,9 +160,3 @@ def test_directory_that_hides_a_model_of_the_hub_is_told(tmp_path: Path, monkeyp
 def test_another_step_of_a_saved_model_is_refused(saved: Path) -> None:
     with pytest.raises(UserError, match="one set of weights; it has no step 5"):
         open_checkpoint(saved).load_model("5")
-
-
-def test_step_of_a_run_is_named_with_its_flag(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"Write --checkpoint={tmp_path} --step=40\."):
-        open_checkpoint(tmp_path / "checkpoints" / "40")

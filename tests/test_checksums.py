@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tokenizer, write_shards
+from tiny import flip_bit, tokenizer, write_shards
 
 from gptjax.core import file_sums
 from gptjax.core.errors import UserError
@@ -25,12 +25,6 @@ def directory(tmp_path: Path) -> Path:
     splits = {"train": [np.arange(40), np.arange(9)], "val": [np.arange(20)]}
     beside = {("train", "documents"): np.array([0, 11, 40])}
     return write_shards(tmp_path / "shards", splits, own=tokenizer(), sidecars=beside)
-
-
-def flip_bit(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 0x40
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["train_000000.bin", "val_000000.bin", "train.documents"])
@@ -59,7 +53,7 @@ def test_check_unchanged_reads_each_file_once(directory: Path, monkeypatch: pyte
     assert sorted(read) == ["train.documents", "train_000000.bin", "train_000001.bin", "val_000000.bin"]
     check_unchanged(directory)
     assert len(read) == 4
-    os.utime(directory / "train_000001.bin")
+    os.utime(directory / "train_000001.bin", ns=(1, 1))
     check_unchanged(directory)
     assert read[4:] == ["train_000001.bin"]
     (directory / VERIFIED_FILE).write_text("not JSON")

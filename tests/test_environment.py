@@ -22,12 +22,21 @@ from gptjax.core.errors import UserError
         ("JAX_ENABLE_X64", "t"),
         ("JAX_DISABLE_JIT", "1"),
         ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_THREEFRY_PARTITIONABLE", "false"),  # losses would follow from the mesh
+        ("JAX_DEFAULT_PRNG_IMPL", "unsafe_rbg"),
     ],
 )
 def test_variable_of_jax_that_breaks_training_is_refused(name: str, value: str):
     with pytest.raises(UserError, match=f"{name} is set.*Unset it"):
         check_environment({name: value})
-    check_environment({name: "0"})
+    check_environment(
+        {
+            "JAX_DEFAULT_PRNG_IMPL": "",
+            "JAX_ENABLE_X64": "0",
+            "JAX_DISABLE_JIT": "false",
+            "JAX_THREEFRY_PARTITIONABLE": "1",
+        }
+    )
 
 
 def test_misspelt_variable_is_noted():

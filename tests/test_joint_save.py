@@ -16,7 +16,7 @@ class Meeting:
     """Threads in the place of processes. One that waits for another that never comes breaks the barrier."""
 
     def __init__(self, count: int) -> None:
-        self.barriers = defaultdict(lambda: threading.Barrier(count, timeout=20))
+        self.barriers = defaultdict(lambda: threading.Barrier(count, timeout=300))
         self.failures: dict[str, dict[str, str]] = defaultdict(dict)
         self.lock = threading.Lock()
 

@@ -1,5 +1,6 @@
 """Killed anywhere, the same command continues, and the bytes are those of a run that was not killed."""
 
+import contextlib
 import errno
 import functools
 import gzip
@@ -39,7 +40,10 @@ from gptjax.core.errors import exit_on_user_error
 from test_journal import SMALL
 
 def encode_slowly(*args, **kwargs):  # so that there is something left to be killed
-    for batch in encode_batches(*args, **kwargs):
+    for number, batch in enumerate(encode_batches(*args, **kwargs)):
+        if number == int(sys.argv[3]):
+            Path(sys.argv[4]).touch()
+            time.sleep(600)
         time.sleep(float(sys.argv[2]))
         yield batch
 
@@ -95,11 +99,15 @@ def run(output, options):
     return prepare(Prepare(**options, output=output), limits=SMALL)
 
 
-def start(tmp_path, options, output, *, delay=0.005, **process_options):
-    """A process that prepares, with a delay of so many seconds before each batch is written."""
+def start(tmp_path, options, output, *, last=-1, **process_options):
+    """A process that prepares, with a delay before each batch is written.
+
+    Before batch number `last` it makes the file "waiting", and waits until it is killed.
+    """
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    command = [sys.executable, str(script), json.dumps({**options, "output": str(output)}), str(delay)]
+    words = [json.dumps({**options, "output": str(output)}), "0.005", str(last), str(tmp_path / "waiting")]
+    command = [sys.executable, str(script), *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=pipe, stdout=pipe, text=True, **process_options)
 
@@ -110,16 +118,18 @@ def kill_until_done(tmp_path, source, *, kills, processes):
     record = tmp_path / ".killed.partial" / "progress.json"
     resumed = 0
     for turn in range(kills + 1):
-        process = start(tmp_path, make_options(source, processes=processes), out)
         seen, wanted = set(), rng.randrange(1, 7)
-        while turn < kills and len(seen) < wanted and process.poll() is None:
-            if record.exists():
+        last = 10 * wanted if turn < kills else -1  # it does not end before it is killed
+        process = start(tmp_path, make_options(source, processes=processes), out, last=last)
+        while turn < kills and len(seen) < wanted and process.poll() is None and not (tmp_path / "waiting").exists():
+            with contextlib.suppress(FileNotFoundError):
                 seen.add(record.stat().st_mtime_ns)
             time.sleep(0.002)
         if turn < kills:
             time.sleep(rng.random() * 0.03)
             process.kill()
-        errors = process.communicate(timeout=120)[1]  # ends when the workers have ended, too
+        errors = process.communicate(timeout=300)[1]  # ends when the workers have ended, too
+        (tmp_path / "waiting").unlink(missing_ok=True)
         resumed += "continuing after" in errors
         assert process.returncode in ((0, -signal.SIGKILL) if turn < kills else (0,)), errors
         if process.returncode == 0:
@@ -154,11 +164,11 @@ def test_ctrl_c_while_a_worker_starts_prints_one_line(tmp_path, source, monkeypa
     options = make_options(source, "bytes", processes=2)
     (tmp_path / "sitecustomize.py").write_text(WORKER.format(path=str(tmp_path / "worker")))
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]]))
-    process = start(tmp_path, options, tmp_path / "out", delay=5, start_new_session=True)
+    process = start(tmp_path, options, tmp_path / "out", last=0, start_new_session=True)
     while not (tmp_path / "worker").exists() and process.poll() is None:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=300)[1]
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 

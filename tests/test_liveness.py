@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny import find_free_port
 
 from gptjax.process import process_end
 from gptjax.process.native_output import NativeOutput
@@ -98,8 +99,8 @@ def watch(store: Store, monkeypatch: pytest.MonkeyPatch, *, abort: str | None = 
         raise SystemExit
 
     others = ProcessWatch(store, index=0, count=3, resume="gptjax train x", native=Output(abort), end=end)
-    monkeypatch.setattr(liveness.time, "monotonic", lambda: float(next(seconds)))
-    monkeypatch.setattr(liveness.time, "sleep", lambda _: others.exchange())
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)), sleep=lambda _: others.exchange())
+    monkeypatch.setattr(liveness, "time", clock)  # not the module's functions, which other threads call, too
     with pytest.raises(SystemExit):
         others.monitor()
     return ends
@@ -140,7 +141,8 @@ def test_first_of_many_processes_ends_once_the_others_have_read_why(monkeypatch:
 
 
 def test_error_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
-    others = ProcessWatch(Store({}), index=0, count=3, resume="gptjax train x", native=Output())
+    others = ProcessWatch(Store({}), index=0, count=3, resume="", native=Output(), hosts={1: "node1"})
+    assert [others.name(i) for i in (1, 2)] == ["process 1 of 3 on node1", "process 2 of 3 on an unknown host"]
     now, waits = iter([100.0, 106.0, 170.0]), []
     monkeypatch.setattr(liveness, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(others, "_decided", SimpleNamespace(wait=waits.append))
@@ -196,7 +198,7 @@ with safe_console(), exit_on_user_error(keeps_early_handler=True), exit_early():
     initialize_distributed(command="the same command", resumes=sys.argv[1:] == ["resumes"])
     print("joined", flush=True)
     if sys.argv[1:] == ["fails"]:
-        time.sleep(2)  # what comes with the line before is in a buffer that `communicate` passes over
+        time.sleep(2)  # until the others have joined, too
         raise UserError("its data is missing")
     time.sleep(300)
 """
@@ -204,10 +206,11 @@ with safe_console(), exit_on_user_error(keeps_early_handler=True), exit_early():
 
 def start_members(directory: Path, *roles: str) -> list[subprocess.Popen]:
     """A process for each role, once all have joined."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        address = f"localhost:{found.getsockname()[1]}"
-    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(roles)), "TMPDIR": str(directory)}
+    place = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{find_free_port()}",
+        "JAX_NUM_PROCESSES": str(len(roles)),
+        "TMPDIR": str(directory),
+    }
     members = [
         subprocess.Popen(
             [sys.executable, "-c", MEMBER, role],
@@ -220,8 +223,9 @@ def start_members(directory: Path, *roles: str) -> list[subprocess.Popen]:
     ]
     for member in members:
         assert member.stdout is not None
-        assert "waiting for all of them" in member.stdout.readline()
-        assert member.stdout.readline() == "joined\n"
+        said = iter(member.stdout.readline, "")
+        assert "waiting for all of them" in next(said)
+        assert "joined\n" in said, "after lines on who is missing, on a slow machine"
     return members
 
 
@@ -233,7 +237,7 @@ def test_signal_before_training_ends_both_processes(stopped: int, number: signal
     members = start_members(tmp_path, "waits", "waits")
     members[stopped].send_signal(number)
     try:
-        outputs = [member.communicate(timeout=60)[0] for member in members]
+        outputs = [member.communicate(timeout=240)[0] for member in members]
     finally:
         for member in members:
             member.kill()
@@ -248,7 +252,7 @@ def test_signal_ends_a_lone_process_with_a_coordinator(tmp_path: Path):
     (member,) = start_members(tmp_path, "waits")
     member.terminate()
     try:
-        assert member.communicate(timeout=30) == ("", None)
+        assert member.communicate(timeout=240) == ("", None)
     finally:
         member.kill()
     assert member.returncode == -signal.SIGTERM
@@ -265,7 +269,7 @@ def test_lost_process_ends_the_others_in_a_line(lost: int, number: signal.Signal
     members[lost].send_signal(number)
     try:
         for i in sorted(set(range(count)) - {lost}):
-            said, _ = members[i].communicate(timeout=120)
+            said, _ = members[i].communicate(timeout=240)
             first, second, third = said.splitlines()
             assert first.startswith(f"error: process {lost} of {count} on {socket.gethostname()} is gone")
             assert second.endswith("the same command")
@@ -282,7 +286,8 @@ def test_lost_process_ends_the_others_in_a_line(lost: int, number: signal.Signal
 def test_user_error_of_one_process_ends_all(failing: int, tmp_path: Path):
     members = start_members(tmp_path, *["fails" if i == failing else "waits" for i in range(3)])
     for i, member in enumerate(members):
-        said, _ = member.communicate(timeout=120)
+        with member:
+            said = member.stdout.read()  # `communicate` would pass over what came together with "joined"
         place = "" if i == failing else f"process {failing} of 3 on {socket.gethostname()} has ended: "
         assert said.startswith(f"error: {place}its data is missing\n")
         assert member.returncode == 2
@@ -295,7 +300,7 @@ def test_process_that_waits_for_others_in_vain_is_a_line(role: str, status: int,
     place = {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "1"}
     words = [sys.executable, "-c", MEMBER, role]
     environment = os.environ | place | {"GPTJAX_JOIN_SECONDS": "5", "TMPDIR": str(tmp_path)}
-    child = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    child = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert child.returncode == status
     assert "error: process 0 did not answer at localhost:1 within 5 s." in child.stderr
     assert len(child.stderr.splitlines()) <= 3

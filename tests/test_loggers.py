@@ -61,7 +61,7 @@ def read_events(directory: Path) -> dict[tuple[str, int], float]:
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     scalars: dict[tuple[str, int], float] = {}
-    for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(directory.iterdir()):  # their names begin with the time, and end with the first step
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], "little")

@@ -19,7 +19,7 @@ with safe_console():
 def run(body: str) -> tuple[int, list[str]]:
     """Status and stderr of a child with this body."""
     text = CHILD + "\n".join(f"    {line}" for line in body.strip().splitlines())
-    child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300, check=False)
     return child.returncode, child.stderr.splitlines()
 
 
@@ -89,3 +89,27 @@ import ctypes
 ctypes.CDLL(None).abort()  # without the interpreter's lock, as libraries do
 """
     assert run(body) == (75, ["F1129 20:40 client.h:80] lost"])
+
+
+def test_abort_of_one_of_several_processes_is_held_back_until_it_has_left_the_others():
+    body = """
+    import atexit
+    from gptjax.process.process_end import PeerProcesses, set_peers
+    set_peers(type("Peers", (PeerProcesses,), {"announce_end": print, "wait_for_failure_report": print})())
+    native.pass_on(0.0)
+
+def leave():
+    library("F1129 20:40 client.h:80] another task died\\n")
+    assert native.find_abort() is not None
+    print("process 0 is gone", file=sys.stderr)
+
+from gptjax.process.early_exit import skip_python_end
+with skip_python_end():
+    atexit.register(leave)
+    raise SystemExit(0)
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD + body], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert child.returncode == 0
+    assert child.stderr.splitlines() == ["process 0 is gone", "F1129 20:40 client.h:80] another task died"]

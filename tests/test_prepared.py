@@ -96,13 +96,6 @@ def test_prepared_with_wrong_fields_leaves_nothing(tmp_path, cache, field, value
 def test_prepared_of_little_text_names_the_flags_of_a_config(tmp_path, cache):
     (path := tmp_path / "tiny.txt").write_text("hi\n")
     with pytest.raises(UserError, match=r"^--data\.split=hash:0\.02 leaves no .* only 2 tokens: use more text"):
-        Prepared(source=str(path), tokenizer="bpe:258").resolve()
-    with pytest.raises(
-        UserError, match=r"^the text of 2 characters yields only 258 tokens, not 1024\. Use more text\.$"
-    ):
-        Prepared(source=str(path)).resolve()
-    path.write_text("hi " * 999)
-    with pytest.raises(UserError, match=r"more text, or --data\.tokenizer=bytes or --data\.tokenizer=bpe:\d+\.$"):
         Prepared(source=str(path)).resolve()
     with pytest.raises(UserError, match=r"--data\.text-field chooses another"):
         Prepared(source=write_jsonl(tmp_path / "x.jsonl", ["a"]), text_field="b", tokenizer="bytes").resolve()

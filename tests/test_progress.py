@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_progress_line_on_a_terminal_shows_text_without_markup(monkeypatch):
 def test_progress_line_in_a_file_prints_soon_and_then_more_seldom(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     times = iter([0, 4, 5, 14, 15, 34, 36, 65, 67])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(times)))
     with progress_line("reading") as show:
         for number in range(8):
             show(f"{number} documents")

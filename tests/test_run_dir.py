@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from tiny import MODEL, tiny_config, tokenizer, write_text_shards
+from tiny import MODEL, flip_bit, tiny_config, tokenizer, write_text_shards
 
-from gptjax.checkpoints.checkpoint import save_model
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
+from gptjax.checkpoints.weights import save_model
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file
@@ -197,12 +197,6 @@ def test_run_files_are_replaced_without_temporary_files(tmp_path: Path) -> None:
     assert RunDir.open(tmp_path).config.steps == 6
     names = {"checksums.json", "config.json", "environment.json", "tokenizer.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
-
-
-def flip_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def replace_by_pipe(path: Path) -> None:

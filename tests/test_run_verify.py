@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_states import make_state
-from tiny import tiny_config, tokenizer, write_text_shards
+from tiny import flip_bit, tiny_config, tokenizer, write_text_shards
 
 import gptjax.verify
 from data_pipelines.prepare import Prepare, prepare
@@ -32,12 +32,6 @@ def run(tmp_path: Path) -> Path:
     with (directory / METRICS).open("a") as file:
         file.write('{"step": 2}\n')
     return directory
-
-
-def flip_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 2
-    path.write_bytes(content)
 
 
 def test_verify_reads_runs_and_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

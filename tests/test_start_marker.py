@@ -7,17 +7,21 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from tiny import python
+from tiny import find_free_port, python
 
 from gptjax.process import process_end
-from gptjax.sharding import start_marker
+from gptjax.sharding import joining, start_marker, start_place
+from gptjax.sharding.joining import JoinWatch
 from gptjax.sharding.start_judge import Failure
-from gptjax.sharding.start_marker import TWIN_BEATS, Start, StartMarker, _find_network, find_start
+from gptjax.sharding.start_marker import StartMarker, _find_network, find_start
+from gptjax.sharding.start_place import TWIN_BEATS, Start
 
 PLACE = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3"}
 
@@ -125,7 +129,8 @@ class Members:
 def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Members:
     made = Members(tmp_path)
     clock = SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep, strftime=time.strftime, gmtime=time.gmtime)
-    monkeypatch.setattr(start_marker, "time", clock)
+    for module in (start_marker, start_place):
+        monkeypatch.setattr(module, "time", clock)
     return made
 
 
@@ -204,7 +209,7 @@ def test_one_that_ends_for_another_names_it_and_removes_its_marker(
         ("its own end", 75),
     ]
     members.exchange(first, third, rounds=2)
-    assert first._content["cause"] == [1, gone._id]
+    assert first._content["cause"] == [1, gone._content["id"]]
     third.close()
     assert list_left(members.directory) == [f"runs/.start-0123456789ab/{i}" for i in (0, 1)]
     members.exchange(first, rounds=3)
@@ -215,7 +220,7 @@ def test_one_that_ends_for_another_names_it_and_removes_its_marker(
 def test_marker_of_one_that_lives_is_left(members: Members):
     first, other = members.begin(0), members.begin(1, is_away=True)
     members.exchange(first, other)
-    first._content["cause"] = [1, other._id]
+    first._content["cause"] = [1, other._content["id"]]
     (first.start.directory / "0").unlink()
     twin = members.begin(0)
     first.close()
@@ -231,7 +236,7 @@ def test_directories_of_the_user_stay_and_those_that_were_made_go_with_the_last_
     killed = members.begin(1, is_away=True)
     again = StartMarker(killed.start)
     members.exchange(again, rounds=7)
-    assert again._is_written  # it has the place of one that stood still
+    assert again._places[0].is_written  # it has the place of one that stood still
     again.close()
     assert list(members.directory.parent.iterdir()) == [members.directory]
     assert list(members.directory.iterdir()) == []
@@ -242,9 +247,9 @@ def test_place_of_one_that_may_live_is_taken_only_where_it_stands_still(is_away:
     first = members.begin(1, is_away=is_away)
     second = StartMarker(first.start)
     members.exchange(second, rounds=5)
-    assert not second._is_written
+    assert not second._places[0].is_written
     members.exchange(second, rounds=2)
-    assert second._is_written == is_away
+    assert second._places[0].is_written == is_away
     assert second.find_failure() is None
 
 
@@ -254,13 +259,13 @@ def test_place_of_one_that_is_known_to_be_dead_is_taken_at_once(members: Members
     killed._exchange()
     second = StartMarker(killed.start)
     second._exchange()
-    assert second._is_written or not second._judge.own_process.machine  # not Linux
+    assert second._places[0].is_written or not second._places[0].judge.own_process.machine  # not Linux
 
 
 def test_one_whose_number_another_renews_is_refused_after_three_beats(members: Members):
     first = members.begin(1, is_away=True)
     second, third = StartMarker(first.start), StartMarker(first.start)
-    third._failure = known = Failure(0, "process 0 has ended", 75)
+    third._places[0].failure = known = Failure(0, "process 0 has ended", 75)
     for marker in (second, third):
         marker._exchange()
     for beat in range(1, 8):
@@ -269,8 +274,54 @@ def test_one_whose_number_another_renews_is_refused_after_three_beats(members: M
         failure = second.find_failure()
         assert (failure is None) == (beat < 3)
         assert failure is None or (failure.index, failure.status) == (1, 2)
-        assert not second._is_written
+        assert not second._places[0].is_written
     assert third.find_failure() is known
+
+
+def test_marker_is_left_where_the_config_says_too_and_either_place_tells_of_the_others(members: Members):
+    local, shared = members.directory / "mine/runs", members.directory / "shared/runs"
+    first = members.begin(0)
+    other = StartMarker(replace(first.start, index=1, directory=local / first.start.directory.name))
+    for marker in (first, other):
+        marker.add_place(shared)
+        marker.add_place(shared)
+    members.exchange(first, other)
+    assert (first.list_absent(), first.hosts) == ([2], {1: socket.gethostname()})
+    assert len(list_left(members.directory)) == 4
+    members.others = [first]
+    other.announce_end(2, "There is no data.", seconds=1.0)
+    failure = first.find_failure()
+    assert failure is not None
+    assert failure.message.endswith("has ended: There is no data.")
+    first.close()
+    first.add_place(members.directory / "late")
+    assert list(members.directory.iterdir()) == []
+
+
+def test_process_whose_number_only_jax_knows_leaves_its_marker_once_jax_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    state = SimpleNamespace(client=None, coordinator_address="node1:1", process_id=1, num_processes=3)
+    monkeypatch.setattr(joining.distributed, "global_state", state)
+    monkeypatch.setattr(StartMarker, "_latest", None)
+    watch = JoinWatch(address=None, index=None, count=None, seconds=300, command="train again", runs=tmp_path / "runs")
+    watch._leave_marker()
+    assert list(tmp_path.iterdir()) == []
+    assert watch.hosts == {0: "node1"}
+    state.client = object()
+    watch._leave_marker()
+    marker = StartMarker._latest
+    assert marker is not None
+    assert (marker.start.index, marker.start.count, marker.command) == (1, 3, "train again")
+    watch._present = Counter(node1=1)
+    assert "process 0 is there" in (watch.describe_progress(30.0) or "")
+    watch._index, watch._present = 0, Counter(node1=1, node2=1)
+    assert (watch.describe_progress(30.0) or "").startswith("2 of 3 processes are here (from node1, node2) after 30 s")
+    assert list_left(tmp_path) == [f"runs/{marker.start.directory.name}/1"]
+    watch.__exit__(None)
+    assert list(tmp_path.iterdir()) == []
+    watch._leave_marker()
+    assert list(tmp_path.iterdir()) == [], "the process has joined"
 
 
 def test_first_failure_stays_known_and_a_lone_process_misses_nobody(members: Members):
@@ -297,7 +348,7 @@ def test_marker_is_written_in_one_piece_and_what_is_none_is_passed_over(
     first = members.begin(0)
     for i, content in enumerate(("", "[]", '{"id": "x"}', json.dumps(first._content | {"end": [1]})), 1):
         (first.start.directory / str(i)).write_text(content)
-        assert first._read_mark(i) is None
+        assert first._places[0].read_mark(i) is None
         (first.start.directory / str(i)).unlink()
 
     def fail(path: Path, target: Path) -> None:
@@ -308,11 +359,11 @@ def test_marker_is_written_in_one_piece_and_what_is_none_is_passed_over(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
         first._exchange()
-    assert not first._is_written
+    assert not first._places[0].is_written
     assert list_left(members.directory) == ["runs/.start-0123456789ab/0"]
     assert (first.start.directory / "0").read_text() == before
     first._exchange()
-    assert first._is_written
+    assert first._places[0].is_written
     assert json.loads((first.start.directory / "0").read_text())["beat"] == 3
 
 
@@ -374,8 +425,8 @@ def test_process_that_ended_is_told_and_makes_way_for_one_that_comes_again(start
     assert failure.message.endswith("has ended: There is no flag --stepps.")
     other.close()
     again = start_of(1)
-    assert again._is_written
-    teller.join(timeout=20)
+    assert again._places[0].is_written
+    teller.join(timeout=300)
     assert not teller.is_alive()  # its place was taken
     StartMarker._latest = again
     monkeypatch.delenv("JAX_PROCESS_ID")
@@ -387,9 +438,7 @@ def test_process_that_ended_is_told_and_makes_way_for_one_that_comes_again(start
 @pytest.mark.slow
 @pytest.mark.parametrize("is_killed", [True, False])
 def test_process_that_ends_before_it_joins_ends_the_others(is_killed: bool, tmp_path: Path):
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        address = f"localhost:{found.getsockname()[1]}"
+    address = f"localhost:{find_free_port()}"
     words = ["-m", "gptjax.train", "--config=quickstart", f"--output-dir={tmp_path / 'runs'}"]
     members = []
     for i in range(2):  # the third is late
@@ -400,7 +449,7 @@ def test_process_that_ends_before_it_joins_ends_the_others(is_killed: bool, tmp_
         if is_killed:
             members[1].stdout.readline()  # it waits for the third
             members[1].kill()
-        outputs = [member.communicate(timeout=120)[0] for member in members]
+        outputs = [member.communicate(timeout=240)[0] for member in members]
     finally:
         for member in members:
             member.kill()

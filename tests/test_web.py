@@ -80,7 +80,10 @@ def test_stop_ends_an_answer(server: ChatServer) -> None:
 
 
 def test_reader_who_leaves_ends_the_answer() -> None:
-    with serving(Echo(context_length=4000, delay=0.01)) as server:
+    may_go_on = iter([True])  # with the first token
+    has_left = threading.Event()
+    wait = lambda: next(may_go_on, False) or has_left.wait(timeout=300)
+    with serving(Echo(context_length=4000, wait=wait)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         words = json.dumps({"conversation": TAB, "message": "x" * 3000})
         connection.request("POST", "/answer", words, {"Content-Type": "application/json"})
@@ -88,6 +91,7 @@ def test_reader_who_leaves_ends_the_answer() -> None:
         assert json.loads(response.readline()) == {"text": "x"}
         response.close()
         connection.close()
+        has_left.set()
         with server.find_tab(TAB).lock:  # free before all 256 tokens are written
             [_, answer] = server.find_tab(TAB).conversation.messages
         assert 0 < len(answer.content) < 200

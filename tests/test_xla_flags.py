@@ -31,7 +31,7 @@ def test_xla_flags_are_tried_before_they_are_used():
         "nonsense": 'Could not open file "nonsense"',
         "--xla_cpu_multi_thread_eigen=banana": "Couldn't interpret value banana for flag xla_cpu_multi_thread_eigen.",
     }
-    said, _ = python("-c", CHILD, json.dumps(list(wanted))).communicate(timeout=120)
+    said, _ = python("-c", CHILD, json.dumps(list(wanted))).communicate(timeout=300)
     (line,) = said.splitlines()
     for (flags, reason), found in zip(wanted.items(), json.loads(line), strict=True):
         assert reason in found

@@ -1,7 +1,10 @@
 """What tests share: a text made by a formula, its shards, a model of two layers, and the real entry points."""
 
+import contextlib
+import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import is_dataclass, replace
@@ -122,6 +125,27 @@ def write_config(path: Path, config: TrainConfig) -> Path:
     imports = sorted(f"from {cls.__module__} import {cls.__name__}" for cls in find_classes(config))
     path.write_text("\n".join(['"""A tiny run."""', "", *imports, "", f"config = {config!r}", ""]))
     return path
+
+
+_ports = itertools.cycle(range(20_000, 32_000))
+
+
+def find_free_port() -> int:
+    """A port on which nobody listens, of those that the system gives to no connection, and another at each call."""
+    while True:
+        port = 20_000 + (next(_ports) + 97 * os.getpid()) % 12_000
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("localhost", port))
+            return port
+
+
+def flip_bit(path: Path, at: int | None = None) -> None:
+    """Of the byte at this place, by default one in the first half. Then the file has another time."""
+    content, before = bytearray(path.read_bytes()), path.stat().st_ctime_ns
+    content[len(content) // 3 if at is None else at] ^= 1
+    path.write_bytes(content)
+    while path.stat().st_ctime_ns == before:
+        os.utime(path)
 
 
 def start_entry_point(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from data_pipelines.readers.documents import Document, iter_text
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.sigint import call_interruptibly
-from gptjax.core.errors import UserError, count_of
+from gptjax.core.errors import UserError
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
 
@@ -19,8 +19,8 @@ PatternName = Literal["gpt2", "gpt4"]
 PATTERNS: dict[PatternName, str] = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 MAX_BYTES = 2_000_000_000
 """More text than this changes a vocabulary little."""
-LITTLE_TEXT = 1000
-"""Fewer characters are too few to train on, whatever the tokenizer."""
+MOST_TOKENS = 2**20
+"""Four times the largest vocabulary in use: a larger size is a slip of the finger."""
 TEXT_BYTES = 2**16
 """Text is given to the trainer in strings of this size: splitting a string into words takes some 80 times its size."""
 
@@ -37,42 +37,39 @@ def train_bpe(
     vocab_size: int,
     pattern: PatternName = "gpt2",
     special_tokens: Sequence[str] = (),
-    smaller: str = "--vocab-size={}",
     on_wait: Callable[[], object] = lambda: None,
 ) -> Tokenizer:
-    """Train a byte-level BPE of exactly `vocab_size` ids, the last of them `<|endoftext|>` and then `special_tokens`.
+    """Train a byte-level BPE of `vocab_size` ids, the last of them `<|endoftext|>` and then `special_tokens`.
 
-    Raises `UserError` where the text has too few words for so many ids. It names the flag `smaller`, with the most.
-    `on_wait` is called all along.
+    A text with too few words for so many ids gives fewer (`describe_fewer`). `on_wait` is called all along.
+
+    Raises `UserError` for a size without merges, and for one above `MOST_TOKENS`.
     """
     specials = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
-    ordinary, smallest = vocab_size - len(specials), 256 + 1 + len(specials)
-    if vocab_size < smallest:
-        raise UserError(f"vocabulary of {vocab_size}: wanted at least {smallest} (256 bytes, a merge, special tokens).")
+    smallest = 256 + 1 + len(specials)
+    if not smallest <= vocab_size <= MOST_TOKENS:
+        parts = "256 bytes, a merge, special tokens"
+        raise UserError(f"vocabulary of {vocab_size}: wanted at least {smallest} ({parts}), at most {MOST_TOKENS}.")
     model = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pattern]), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    ordinary = vocab_size - len(specials)
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    size = 0
-
-    def count_characters() -> Iterator[str]:
-        nonlocal size
-        for text in texts:
-            size += len(text)
-            yield text
-
-    call_interruptibly(lambda: model.train_from_iterator(count_characters(), trainer), on_wait=on_wait)
-    if (found := model.get_vocab_size()) != ordinary:
-        most = found + len(specials)
-        less = f", or {smaller.format(most)}" if size >= LITTLE_TEXT else ""
-        held = f"the text of {count_of(size, 'characters')}"
-        raise UserError(f"{held} yields only {most} tokens, not {vocab_size}. Use more text{less}.")
+    call_interruptibly(lambda: model.train_from_iterator(iter(texts), trainer), on_wait=on_wait)
     with tempfile.TemporaryDirectory() as directory:
         model.save(str(Path(directory) / "tokenizer.json"))
         return load_tokenizer(directory).with_special_tokens(specials)
+
+
+def describe_fewer(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """A note where the text of a trained tokenizer has merges for fewer ids than were asked for."""
+    if tokenizer.vocab_size >= vocab_size:
+        return []
+    found = f"{tokenizer.vocab_size:,}"
+    return [f"the text has merges for {found} tokens, not {vocab_size:,}: the tokenizer has {found}"]
 
 
 def train_bpe_on_documents(
@@ -82,7 +79,6 @@ def train_bpe_on_documents(
     max_bytes: int = MAX_BYTES,
     pattern: PatternName = "gpt2",
     special_tokens: Sequence[str] = (),
-    smaller: str = "--vocab-size={}",
 ) -> Tokenizer:
     """As `train_bpe`, on the first `max_bytes` of the documents; shows progress on stderr."""
     status = "reading"
@@ -102,7 +98,6 @@ def train_bpe_on_documents(
             vocab_size=vocab_size,
             pattern=pattern,
             special_tokens=special_tokens,
-            smaller=smaller,
             on_wait=lambda: show(status),
         )
 

@@ -38,6 +38,8 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
+SEPARATES = re.compile(r"--separator='[^']+'")
+"""In a note of a mark, what cuts text files there."""
 LOST = "times {} stands for text that the vocabulary cannot express"
 DROPPED = "times a character is left out that the vocabulary cannot express: it has no unknown token"
 

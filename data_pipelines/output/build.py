@@ -66,7 +66,11 @@ def build_shards(
 def advise_more(manifest: Manifest) -> str:
     """What to do about a small validation split: more text, or a larger part than the split in use gives."""
     larger = enlarge_split(find_used_split(str(manifest.request.get("split")), "; ".join(manifest.notes)))
-    return f"Prepare more text, or give it a larger part, such as --split={larger}." if larger else "Prepare more text."
+    return (
+        f"Prepare more text, or give it a larger part, such as --split={larger} --overwrite."
+        if larger
+        else "Prepare more text."
+    )
 
 
 def print_splits(
@@ -89,9 +93,9 @@ def print_splits(
         noun = plural[:-1] + " " if number == 1 else plural
         sizes = f"{number:>10,} {noun} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
-        more = advice if name == "val" else f"{advice.partition(',')[0].rstrip('.')}."
-        if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
+        if name != "val" and scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
             context = f"a model with model.context_length above {max(count.tokens - 1, 0)} gets no row of it"
+            more = f"{advice.partition(',')[0].rstrip('.')}."
             print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: {context}. {more}")
         elif name == "val" and scored is None and count.tokens < VALIDATION_TOKENS:
             print(f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. {advice}")

@@ -1,8 +1,9 @@
 """Options that several commands share, and the errors for wrong ones."""
 
+import itertools
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -16,6 +17,8 @@ from gptjax.data.manifest import Counts, Manifest
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
 
 T = TypeVar("T")
+LEAST_CONTEXT = 32
+"""Training on shorter rows shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class ShardOptions:
     train_flags: ClassVar[FittingFlags]
     """Configs for such shards, as a command shows them."""
     least_tokens: ClassVar[int] = 0
-    """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
+    """Tokens that the config for them reads at a time: a row, and the token after it. 0 where rows are padded."""
     source: str
     """A .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow file, a directory of them, a quoted pattern,
     `hf:OWNER/NAME` or `tfds:NAME`."""
@@ -72,8 +75,8 @@ class ShardOptions:
         """What a message adds about the model with which training may or must begin."""
         return ""
 
-    def suggest_flags(self, notes: Iterable[str]) -> str | None:
-        """Flags with which the same source is usually meant, where the notes of its preparation tell so."""
+    def suggest_flag(self, manifest: Manifest) -> str | None:
+        """The flag with which the same source is usually meant, where what was made of it tells so."""
         return None
 
     @property
@@ -132,30 +135,32 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
         options = parse_options(options_type, sys.argv[1:], prog=prog, introduction=introduction)
         result = function(options)
         if isinstance(options, ShardOptions) and isinstance(result, Manifest):
-            given = shlex.join(["python", "-m", f"data_pipelines.{module}", *sys.argv[1:]])
-            if (better := options.suggest_flags(result.notes)) is not None:
-                print(f"next: {given} {better}{'' if options.overwrite else ' --overwrite'}")
+            if (better := options.suggest_flag(result)) is not None:
+                print(f"next: {write_again(module, sys.argv[1:], better)}")
                 print("or, with the data as they are:")
             print(suggest_next(options, result.splits))
 
 
+def write_again(module: str, words: Sequence[str], flag: str) -> str:
+    """The command of these words once more, with another value of a flag; it replaces what it has made."""
+    name = flag.partition("=")[0]
+    kept = [
+        word
+        for before, word in itertools.pairwise(["", *words])
+        if before != name and word != name and not word.startswith((f"{name}=", "--overwrite"))
+    ]
+    return f"{shlex.join(['python', '-m', f'data_pipelines.{module}', *kept])} {flag} --overwrite"
+
+
 def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     """The command that trains on the shards, or what they lack for it."""
-    tokens = sum(count.tokens for count in splits.values())
-    flags = options.choose_flags(tokens)
+    flags = options.choose_flags(sum(count.tokens for count in splits.values()))
     if "val" not in splits and not flags.startswith("--config=own_"):  # those of that name take what there is
         flags += " --no-require-validation"
-    config = flags.partition(" ")[0]
-    name = min(splits, key=lambda split: splits[split].tokens)
-    if splits[name].tokens < options.least_tokens:
-        if name == "val" and options.validation_source is None and tokens >= 20 * options.least_tokens:
-            return (
-                f"next: the same command with --split=tail:0.1 --overwrite. {config} reads "
-                f"{options.least_tokens} tokens at a time, and val has only {splits[name].tokens}."
-            )
-        return (
-            f"next: prepare more text. {config} needs {options.least_tokens} tokens in each split, and "
-            f"{name} has {splits[name].tokens}."
-        )
+    if (tokens := splits["train"].tokens) < options.least_tokens:
+        context = 2 ** (max(tokens - 1, 1).bit_length() - 1)
+        if context < LEAST_CONTEXT:
+            return f"next: prepare more text. Training needs {LEAST_CONTEXT + 1} tokens, and there are {tokens}."
+        flags += f" --model.context-length={context}"
     command = f"python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"
     return f"next: {command}{options.describe_start()}"

@@ -8,6 +8,7 @@ from gptjax.benchmark.hlo_scopes import CATEGORIES, DIRECTIONS
 from gptjax.benchmark.results import Comparison, ContestantResult, OwnStep, Result
 from gptjax.benchmark.timing import Spread
 from gptjax.core.errors import count_of
+from gptjax.core.files import format_bytes
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -150,11 +151,6 @@ def format_spread(spread: Spread) -> str:
     scale, unit = next((pair for pair in UNITS if abs(spread.median) >= pair[0]), UNITS[-1])
     median, low, high = (f"{value / scale:.4g}" for value in (spread.median, spread.low, spread.high))
     return f"{median} {unit} ({low} to {high})"
-
-
-def format_bytes(count: int) -> str:
-    """Bytes as MiB or GiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def write_picture(result: Result, path: Path) -> None:

@@ -4,12 +4,11 @@ Orbax writes in the background. A kill or a power cut at any moment leaves compl
 one that is being written. `gptjax.checkpoints.checkpoint_format` describes what is on disk.
 """
 
-import errno
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +25,16 @@ from gptjax.checkpoints.checkpoint_format import (
     OPTIMIZER,
     NamedArrays,
     check_path,
-    describe_cause,
     find_best_step,
     flatten_by_name,
     has_item,
-    is_of_storage,
     make_save_args,
     read_items,
     read_metadata,
     report_write_errors,
     unflatten_by_name,
 )
+from gptjax.checkpoints.disk_space import check_space, count_bytes, describe_lack
 from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs, suggest_anew
 from gptjax.checkpoints.joint_save import JointCheckpointer
 from gptjax.checkpoints.rotation import ALL_DAMAGED, Choice, choose_step, clear_unfinished, make_way, prune
@@ -81,6 +79,15 @@ class CheckpointConfig:
         if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
             raise UserError(f"checkpoint.every_minutes is {self.every_minutes}; it must be above 0 and finite.")
 
+    def count_saves(self, existing: Collection[int], *, start: int, steps: int) -> int:
+        """The most checkpoints that a run from `start` on adds to these at a time, the one in writing included."""
+        many = [interval for interval in (self.every, self.keep_every) if interval is not None]
+        to_come = 1 + sum(steps // interval - start // interval for interval in many)
+        for_good = 0 if self.keep_every is None else steps // self.keep_every - start // self.keep_every
+        passing = [step for step in existing if self.keep_every is None or step % self.keep_every]
+        most = max(1, self.keep + self.keep_best + 1 - len(passing)) + for_good
+        return min(most, to_come) if self.every_minutes is None else most
+
     def should_save(self, step: int, *, steps: int) -> bool:
         """Whether a checkpoint is due after `step` of `steps`. After the last step one always is."""
         intervals = (self.every, self.keep_every)
@@ -113,6 +120,14 @@ class CheckpointManager:
         self._attempts: Counter[int] = Counter()
         """How often each step was tried to save; the same in all processes."""
         self._choice = Choice()
+        self._bytes = 0
+
+    def check_space(self, state: "training_state.TrainState", *, steps: int) -> None:
+        """See `disk_space.check_space`. It looks before the first save of a start, in the first process."""
+        self._bytes, start = count_bytes(state), int(state.step)
+        if jax.process_index() == 0 and not self._attempts:
+            count = self._config.count_saves([step for step in self.steps if step <= start], start=start, steps=steps)
+            check_space(self._directory, count if start < steps else 0, nbytes=self._bytes)
 
     def clear(self, begin: Callable[[], object] = lambda: None) -> None:
         """Clear what a killed process left behind, and set aside what the chosen step does not go on from.
@@ -164,6 +179,7 @@ class CheckpointManager:
         # Writes of a failed attempt may still end. They must not end in the directory of the next one.
         attempt, self._attempts[step] = self._attempts[step], self._attempts[step] + 1
         unfinished = self._directory / f"{step}{f'.{attempt}' if attempt else ''}{UNFINISHED}"
+        self._bytes = count_bytes(state)
         with self._report_failed_save():
             args = make_save_args(
                 _collect_items(state), metadata, step=step, best_value=value, best_metric=self._config.best_metric
@@ -209,11 +225,14 @@ class CheckpointManager:
         try:
             with report_write_errors(self._directory):
                 yield
-        except Exception:
+        except Exception as error:
             self._checkpointer.settle()
             with suppress(OSError):
                 if self._run is not None and not self._run.is_replaced():
                     clear_unfinished(self._directory)
+            lack = describe_lack(self._directory, str(error), nbytes=self._bytes)
+            if isinstance(error, UserError) and lack:
+                raise UserError(f"{error}{lack}") from error.__cause__
             raise
 
     def choose_step(self, back_to: int | None = None) -> int | None:
@@ -285,33 +304,6 @@ class CheckpointManager:
     def best(self) -> int | None:
         """The step with the lowest validation loss; None if no step has one."""
         return find_best_step(self._directory)
-
-
-def restore_model(directory: Path, abstract_model: "gpt.GPT", *, step: int, item: str = MODEL) -> "gpt.GPT":
-    """Read only the weights of a checkpoint, or their average (`item=EMA_ITEM`), sharded as `abstract_model` is.
-
-    Call it under `mesh.activate()`.
-    """
-    target = jax.tree.map(training_state.with_sharding, abstract_model)
-    return unflatten_by_name(target, read_items(directory, step, items={item: flatten_by_name(target)})[item])
-
-
-def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[str, Any]) -> None:
-    """Write a checkpoint with weights only. Returns when it is on disk. Raises an OSError if it cannot be written."""
-    check_path(directory)
-    args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
-    path = Path(directory).absolute() / str(step)
-    make_directories(path.parent)
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with closing(JointCheckpointer()) as checkpointer:
-        try:
-            checkpointer.save(unfinished, args, name=f"save {path}")
-            checkpointer.finish(lambda: commit_checkpoint(unfinished, path))
-        except (OSError, ValueError) as error:
-            checkpointer.settle()
-            if not is_of_storage(error):
-                raise
-            raise OSError(errno.EIO, describe_cause(error)) from error
 
 
 def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:

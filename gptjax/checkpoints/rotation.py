@@ -51,12 +51,19 @@ def clear_unfinished(directory: Path, *, reported: Collection[int] = ()) -> None
     for marker in _list_begun(directory):
         step, why, _ = marker.name.split(".")
         set_aside_after(directory, int(step), why=why)
+    for path in list_remains(directory):
+        shutil.rmtree(path)
     for path in directory.iterdir():
-        if path.is_dir() and (_ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED))):
-            shutil.rmtree(path)
-        elif path.name.isdecimal() and int(path.name) not in reported and (problem := describe_incomplete(path)):
+        if path.name.isdecimal() and int(path.name) not in reported and (problem := describe_incomplete(path)):
             print_once(f"warning: {problem}. This checkpoint is passed over and kept as {path.name}.incomplete.")
             _set_aside(path, "incomplete")
+
+
+def list_remains(directory: Path) -> list[Path]:
+    """The directories of saves and deletions that did not come to their end, as long as none is under way."""
+    marks = (_DELETED, UNFINISHED)
+    found = [path for path in directory.iterdir() if _ORBAX_TEMPORARY in path.name or path.name.endswith(marks)]
+    return [path for path in found if path.is_dir()]
 
 
 @dataclass(frozen=True)

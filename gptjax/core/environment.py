@@ -10,6 +10,7 @@ from gptjax.core.errors import UserError, quote
 MIN_ADDRESS_SPACE = 3 * 2**30
 """Bytes. A tiny run on two cores needs 2 to 4 GiB; at fewer, threads of XLA or Orbax cannot be started and abort it."""
 _TRUE = ("1", "true", "yes", "on", "y", "t")
+_FALSE = ("0", "false", "no", "off", "n", "f")
 _OF_GPTJAX = (
     *("GPTJAX_CACHE", "GPTJAX_COMPILE_CACHE", "GPTJAX_DISTRIBUTED", "GPTJAX_JOIN_SECONDS", "GPTJAX_KEEP_MEMORY"),
     *("GPTJAX_REQUEUE_SIGNALS", "GPTJAX_STOP_SIGNALS", "GPTJAX_SUPERVISED", "GPTJAX_TRACEBACK"),
@@ -28,6 +29,8 @@ _REFUSED = {
     "JAX_ENABLE_X64": (_TRUE, "gptjax trains in float32 and counts in int32"),
     "JAX_DISABLE_JIT": (_TRUE, "a training step is compiled as a whole"),
     "JAX_NUMPY_DTYPE_PROMOTION": (("strict",), "gptjax computes with several dtypes"),
+    "JAX_THREEFRY_PARTITIONABLE": (_FALSE, "gptjax draws the same random numbers on every mesh"),
+    "JAX_DEFAULT_PRNG_IMPL": (("rbg", "unsafe_rbg"), "the seeds of a run stand for random numbers of threefry2x32"),
 }
 """Values of JAX's variables with which nothing is trained, and why."""
 

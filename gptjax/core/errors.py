@@ -189,7 +189,7 @@ def _suggest_place(path: str) -> str:
     if os.path.exists(path) and not os.access(path, os.R_OK):
         return "Make it readable, or choose another path."
     cache = os.path.join(os.environ.get("HOME", ""), ".cache")
-    is_cache = "GPTJAX_CACHE" not in os.environ and (cache.startswith(path) or path.startswith(cache))
+    is_cache = not os.environ.get("GPTJAX_CACHE") and (cache.startswith(path) or path.startswith(cache))
     return "Set GPTJAX_CACHE to a directory that can be written." if is_cache else "Choose another path."
 
 

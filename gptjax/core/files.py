@@ -204,6 +204,11 @@ def file_sha256(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def format_bytes(count: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def hash_json(content: object) -> str:
     """SHA-256 of a value as JSON, in hexadecimal. The order of keys counts."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -53,4 +53,4 @@ PAIR_FLAGS = FittingFlags(
     "--config=modern_253m_dpo",
     rows=16,
 )
-TEXT_FLAGS = FittingFlags(*["--config=own_text_cpu"] * 5)
+TEXT_FLAGS = FittingFlags("--config=own_text_cpu --steps=300", *["--config=own_text_cpu"] * 4)

@@ -23,7 +23,8 @@ class Evaluate:
     """How well checkpoints predict text: the validation split of their own data, other shards, or a text file."""
 
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO. May be given several times."""
+    """A run, a checkpoint of it (RUN@500), the directory of a model that transformers saved, or hf:OWNER/REPO. May be
+    given several times."""
     baseline: str | None = None
     """One more checkpoint, or one of those: the others are compared with it, document by document."""
     step: str = "latest"

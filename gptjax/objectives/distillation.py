@@ -34,7 +34,7 @@ class Distillation:
     """
 
     teacher: str = "runs/gpt2"
-    """Run directory, or a directory in Hugging Face's format, of a model with the same vocabulary."""
+    """Run, a checkpoint of it (RUN@best), or a directory in Hugging Face's format: a model of the same vocabulary."""
     temperature: float = 2.0
     """Logits of both models are divided by it before `kl` compares them."""
     kl_weight: float = 5.0

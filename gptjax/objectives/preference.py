@@ -109,7 +109,7 @@ class ReferenceObjective(PairObjective):
     """An objective that compares the policy with a frozen reference."""
 
     reference: str | None = None
-    """Run directory of the reference. None: the weights that the run starts from."""
+    """Run, or a checkpoint of it (RUN@best), that is the reference. None: the weights that the run starts from."""
     store_reference: bool = True
     """Compute the reference's log-probabilities once, into the run directory. Otherwise in every step."""
 

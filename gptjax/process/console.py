@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptjax.process.native_output import release_native_output
+from gptjax.process.native_output import open_held_terminal, release_native_output
+from gptjax.process.process_end import has_peers
 
 STDERR = 2
 """The number of the last of the three streams that every process has."""
@@ -193,10 +194,14 @@ def safe_console() -> Iterator[None]:
     try:
         yield
     finally:
-        release_native_output()
+        terminal = None
+        if has_peers():  # until it has left them, a library may abort this process, and a thread says why
+            terminal = open_held_terminal()
+        else:
+            release_native_output()
         for stream in safe:
             stream.release()
-        sys.stdout, sys.stderr = streams
+        sys.stdout, sys.stderr = streams[0], terminal or streams[1]
         _log.close()
         _log = None
 

@@ -143,6 +143,8 @@ def skip_python_end() -> Iterator[None]:
                 raise
             with contextlib.suppress(Exception):
                 atexit._run_exitfuncs()  # JAX waits for the others
+        if (held := sys.modules.get("gptjax.process.native_output")) is not None:  # not imported here: it is large
+            held.release_native_output()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
@@ -194,7 +196,7 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
         # Both the main thread and the one that listens come here after one signal.
         is_first = _exiting.acquire(timeout=max(0.1, 2 * _announce_seconds))
         if is_first:
-            held = sys.modules.get("gptjax.process.native_output")  # not imported here: it is large
+            held = sys.modules.get("gptjax.process.native_output")
             os.write(2 if held is None else held.find_terminal(), f"{name}\n".encode())
             if _announcement is not None:
                 _announcement(status, name)

@@ -119,6 +119,11 @@ def find_terminal() -> int:
     return 2 if _held is None else _held.terminal
 
 
+def open_held_terminal() -> Any:
+    """A text stream to the terminal while libraries write to a file; None while they do not."""
+    return None if _held is None else _held.open_terminal()
+
+
 def read_native_output() -> str:
     """The end of what libraries have written since `hold_native_output`."""
     return "" if _held is None else _held.read_last().decode("utf-8", "replace")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.files import expand_path, read_text, suggest_neighbour
+from gptjax.core.files import read_text, suggest_neighbour
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
-from gptjax.runs.run_dir import CHECKPOINTS, RunDir
+from gptjax.runs.checkpoint_spec import CHECKPOINTS, split_step
+from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -141,8 +142,8 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     """Open what `--checkpoint` names.
 
     Args:
-        spec: a run directory, the directory of a model that transformers saved, or `hf:OWNER/REPO[@REVISION]`, which
-            is fetched from the hub.
+        spec: a run directory, one of its checkpoints (`RUN@best`, `RUN@500`), the directory of a model that
+            transformers saved, or `hf:OWNER/REPO[@REVISION]`, which is fetched from the hub.
         imports: see `RunDir.open`.
 
     Raises:
@@ -150,25 +151,25 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     """
     if str(spec).startswith(HUB_PREFIX):
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
-    directory = expand_path(spec).absolute()
+    directory, which = split_step(spec)
     if not (directory / "config.json").is_file() and not (directory / CHECKPOINTS).is_dir():
-        if directory.parent.name == CHECKPOINTS and directory.name.isdecimal():
-            run = directory.parent.parent
-            raise UserError(
-                f"{directory} is a step of a run. Write --checkpoint={run} --step={directory.name}. A run begins from "
-                f"the newest step by --init-from={run}, and from this one once convert to-hf has exported it."
-            )
         if directory.exists():
             advice = model_dir.explain_no_model(directory).strip() or HUB_NAMES.get(str(spec), WANTED)
             raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {advice}")
         advice = suggest_neighbour(directory) or f" {NANOGPT_WORDS.get(str(spec), WANTED)}"
         raise UserError(f"{directory} is not there.{advice}")
-    return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
+    found = SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(spec, imports=imports)
+    if which != "latest":
+        found.find_step(which)
+    return found
 
 
 def locate_checkpoint(spec: str) -> str:
     """What `--checkpoint` names, the same for every spelling of a directory."""
-    return spec if spec.startswith(HUB_PREFIX) else str(expand_path(spec).resolve())
+    if spec.startswith(HUB_PREFIX):
+        return spec
+    directory, which = split_step(spec)
+    return f"{directory.resolve()}@{which}"
 
 
 def is_saved_model(directory: Path) -> bool:

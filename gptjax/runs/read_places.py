@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gptjax.checkpoints.checkpoint_format import find_step
 from gptjax.checkpoints.integrity import complete_steps
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import SUMS_FILE, list_files
-from gptjax.core.files import expand_path, hash_json
+from gptjax.core.files import hash_json
 from gptjax.core.serialization import to_json
 from gptjax.data.manifest import read_manifest
 from gptjax.huggingface.model_dir import FETCHED_FILES
 from gptjax.process.progress import note_progress
 from gptjax.runs.checkpoint_source import is_saved_model
-from gptjax.runs.run_dir import CHECKPOINTS, has_trained
+from gptjax.runs.checkpoint_spec import CHECKPOINTS, split_step
+from gptjax.runs.run_dir import has_trained
 from gptjax.tokenization.tokenizer import SAVED_FILES
 
 PLACES = ("bundle", "data", "include_path", "path", "reference", "task_data", "teacher", "text")
@@ -33,7 +35,7 @@ _SAMPLES = 8
 def identify_places(config: TrainConfig) -> dict[str, str | int | None]:
     """What lies at each place, by the field that names it: a hash, or None where there is nothing.
 
-    Of a run, also the number of its newest step, which is the one that is read: while the run goes on, it changes.
+    Of a run, also the number of the step that is read, as a rule the newest: while the run goes on, it changes.
     Large files are identified by size and samples.
     """
     found = {} if has_trained(config.directory) else {"init_from": config.init_from or ""}
@@ -41,7 +43,7 @@ def identify_places(config: TrainConfig) -> dict[str, str | int | None]:
         found |= {f"{section}.{name}": place for name, place in _list_places(to_json(getattr(config, section)))}
     marks: dict[str, str | int | None] = {}
     for name, places in found.items():
-        step = _find_newest_step(places) if isinstance(places, str) else None
+        step = _find_step(places) if isinstance(places, str) else None
         marks[f"newest step of {name}"] = step
         marks[f"content of {name}"] = _identify_all(places, is_known=_has_known_name(name), step=step)
     return marks
@@ -69,13 +71,14 @@ def _has_known_name(name: str) -> bool:
     return name == "init_from" or name.rpartition(".")[2] in PLACES
 
 
-def _find_newest_step(place: str) -> int | None:
-    """The newest complete step of the run at a place; None if no run is there."""
+def _find_step(place: str) -> int | None:
+    """The step of the checkpoint at a place, of a run its newest complete one; None if no run is there."""
     try:
-        steps = complete_steps(expand_path(place) / CHECKPOINTS) if place else []
+        directory, which = split_step(place)
+        steps = complete_steps(directory / CHECKPOINTS)
+        return find_step(directory / CHECKPOINTS, which) if steps and which != "latest" else max(steps, default=None)
     except (OSError, ValueError, UserError):
         return None
-    return steps[-1] if steps else None
 
 
 def _identify_all(places: str | list[str], *, is_known: bool, step: int | None) -> str | None:
@@ -89,7 +92,7 @@ def _identify(place: str, *, is_known: bool, step: int | None) -> str | None:
     if not place:
         return None
     try:
-        path = expand_path(place.rpartition("=")[2])  # of TASK=FILE
+        path, _ = split_step(place.rpartition("=")[2])  # of TASK=FILE
         if path.is_file():
             return _sample_file(path)
         return hash_json(list(_identify_directory(path, step))) if path.is_dir() and is_known else None

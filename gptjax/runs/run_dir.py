@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gptjax.checkpoints.checkpoint import restore_model, save_model
 from gptjax.checkpoints.checkpoint_format import EMA_ITEM, MODEL, check_path, find_step, has_item, read_metadata
 from gptjax.checkpoints.integrity import list_steps
+from gptjax.checkpoints.weights import restore_model, save_model
 from gptjax.cli.config_files import import_modules
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -29,7 +29,6 @@ from gptjax.core.file_sums import (
 )
 from gptjax.core.files import (
     atomic_directory,
-    expand_path,
     make_directories,
     read_text,
     replaced_files,
@@ -42,6 +41,7 @@ from gptjax.data.source import DataSource
 from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
 from gptjax.process.console import print_once, warn_once
+from gptjax.runs.checkpoint_spec import CHECKPOINTS, split_step
 from gptjax.runs.saved_tokenizer import list_recorded, read_saved_tokenizer
 from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
@@ -55,7 +55,6 @@ else:
     gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 T = TypeVar("T")
-CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONSOLE_LOG = "console.log"
 ENVIRONMENT = "environment.json"
@@ -87,6 +86,8 @@ class RunDir:
     tokenizer: Tokenizer | None
     modules: Modules
     """Modules with a user's own classes."""
+    which: str = "latest"
+    """The checkpoint that `latest` stands for: `latest` itself, `best` or a step's digits."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RunDir":
         if len(args) == 1 and not kwargs:
@@ -104,6 +105,7 @@ class RunDir:
         """Open a run directory.
 
         Args:
+            path: a directory, or a checkpoint of it, such as `runs/x@best` or `runs/x@500`.
             imports: modules or Python files that define classes of the run's config. They are imported.
             load_data_tokenizer: the run goes on, with this tokenizer of its data, and needs one.
 
@@ -112,7 +114,7 @@ class RunDir:
         Raises:
             UserError: something is missing or is not a run's.
         """
-        directory = expand_path(path).absolute()
+        directory, which = split_step(path)
         damaged = _find_damaged_files(directory)
         content = _read_config(directory, damage=damaged.get(CONFIG_FILE))
         modules = imports if isinstance(imports, Mapping) else import_modules(imports)
@@ -120,7 +122,7 @@ class RunDir:
         own = [("the data", load_data_tokenizer)] if goes_on else []
         recorded = list_recorded(content, modules)
         tokenizer = read_saved_tokenizer(directory, damaged, [*own, *recorded], goes_on=goes_on)
-        run = cls(directory, content, tokenizer, modules)
+        run = cls(directory, content, tokenizer, modules, which)
         _ = run.model_config
         return run
 
@@ -145,8 +147,16 @@ class RunDir:
         return from_json(self.content[name], hint, modules=self.modules, where=where)
 
     def find_step(self, which: str | int = "latest") -> int:
-        """The step of a checkpoint: a number that exists, `latest` or `best`."""
-        return find_step(self.directory / CHECKPOINTS, which)
+        """The step of a checkpoint: a number that exists, `latest` or `best`.
+
+        Raises a `UserError` if there is none, or if the run was opened at another one.
+        """
+        step = find_step(self.directory / CHECKPOINTS, self.which if which == "latest" else which)
+        if "latest" not in (which, self.which) and step != (
+            opened := find_step(self.directory / CHECKPOINTS, self.which)
+        ):
+            raise UserError(f"{self.directory}@{self.which} is step {opened}, but step {which} is asked for. Give one.")
+        return step
 
     def has_ema(self, which: str | int = "latest") -> bool:
         """True if a checkpoint holds an average of the weights."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import SUMS_FILE, find_damage, read_sums
-from gptjax.core.files import expand_path
 from gptjax.core.serialization import Modules, from_json
 from gptjax.data.source import DataSource
 from gptjax.process.console import warn_once
+from gptjax.runs.checkpoint_spec import split_step
 from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
@@ -56,7 +56,7 @@ def list_recorded(content: Mapping[str, Any], modules: Modules) -> Iterator[Cand
     if "data" in content:
         yield "the data", load_of_data
     if isinstance(start := content.get("init_from"), str):
-        yield start, lambda: load_tokenizer(expand_path(start).absolute())
+        yield start, lambda: load_tokenizer(split_step(start)[0])
 
 
 def _restore(directory: Path, lost: Collection[str], candidate: Tokenizer | None) -> Tokenizer | None:

@@ -16,7 +16,7 @@ from gptjax.data.manifest import MANIFEST_NAME, read_manifest
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE, list_references
 from gptjax.runs.run_sums import list_logs
 from gptjax.runs.written_places import leads_into
-from gptjax.sharding import start_marker
+from gptjax.sharding import start_place
 
 _MARKS = (LOCK, VERIFIED_FILE)
 """Files by which commands know of each other, besides the markers of starts. They have no sums, and no result depends
@@ -66,7 +66,7 @@ def _group(folder: Path, root: Path, known: set[Path], besides: set[Path], above
             if path not in known and path.name not in _MARKS:
                 yield str(path.relative_to(root))
             continue
-        files = [file for file in path.rglob("*") if file.is_file() and not file.parent.match(start_marker.DIRECTORIES)]
+        files = [file for file in path.rglob("*") if file.is_file() and not file.parent.match(start_place.DIRECTORIES)]
         if path not in above and known.isdisjoint(files) and files:
             yield f"{path.relative_to(root)}/ ({count_of(len(files), 'files')})"
         elif files or path in above:

@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ def initialize_distributed(
     command: str = "the same command",
     resumes: bool = False,
     marker: StartMarker | None = None,
+    runs: Path | None = None,
 ) -> None:
     """Call `jax.distributed.initialize` if the environment describes several processes; call this before any JAX work.
 
@@ -59,7 +61,8 @@ def initialize_distributed(
     - `GPTJAX_DISTRIBUTED=auto`, where only JAX's own detection knows (TPU VMs with a metadata server).
 
     Otherwise this does nothing. `command` resumes the run; `resumes` says that it has begun before. `marker` tells
-    of the others, and is removed once all have joined. Raises a UserError for an incomplete or invalid description.
+    of the others, and is removed once all have joined. Without one, it is left in the directory `runs` as soon as JAX
+    knows the number of this process. Raises a UserError for an incomplete or invalid description.
     """
     check_xla_flags()
     check_launcher(environment)
@@ -85,11 +88,18 @@ def initialize_distributed(
     if process == 0 and address:
         check_listening(environment.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{address.rpartition(':')[2]}")
     native = hold_native_output()
-    if marker is not None:
-        marker.command = command
-    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds, resumes=resumes, marker=marker)
+    waiting = JoinWatch(
+        address=address,
+        index=process,
+        count=total,
+        seconds=seconds,
+        resumes=resumes,
+        marker=marker,
+        command=command,
+        runs=runs,
+    )
     _join(native, waiting, seconds=seconds, coordinator_address=address, num_processes=count, process_id=process)
-    _watch_others(native, command)
+    _watch_others(native, command, waiting.hosts)
 
 
 def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: Any) -> None:
@@ -123,13 +133,13 @@ def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: An
         ) from error
 
 
-def _watch_others(native: NativeOutput, command: str) -> None:
+def _watch_others(native: NativeOutput, command: str, hosts: Mapping[int, str]) -> None:
     state = distributed.global_state
     if state.num_processes == 1:
         release_native_output()
     else:
         index, count = state.process_id, state.num_processes
-        others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
+        others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native, hosts=hosts)
         others.start()
         set_peers(others)
         set_early_announcement(others.announce_end, seconds=others.announce_seconds)

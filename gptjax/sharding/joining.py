@@ -55,14 +55,19 @@ class JoinWatch:
         seconds: int,
         resumes: bool = False,
         marker: StartMarker | None = None,
+        command: str = "the same command",
+        runs: Path | None = None,
     ) -> None:
         """`index` of `count` processes waits `seconds` at an address; None: JAX finds out, and it is known later.
 
         `resumes` says that the run has begun before, so that the environment is known to be right. `marker` knows
-        more of the others, where it can.
+        more of the others, where it can; without one, it is left in the directory `runs` once the number is known.
+        `command` resumes the run.
         """
         self._address, self._index, self._count, self._seconds = address, index, count, seconds
-        self._resumes, self._marker = resumes, marker
+        self._resumes, self._marker, self._command, self._runs = resumes, marker, command, runs
+        if marker is not None:
+            marker.command = command
         self._peers: Counter[str] = Counter()
         """At the moment when there were most."""
         self._present: Counter[str] | None = None
@@ -71,16 +76,24 @@ class JoinWatch:
         """Most that have been held."""
         self._lost_looks = 0
         """Since connections have ended, without new ones in their place."""
-        self._done = threading.Event()
+        self._done, self._closing = threading.Event(), threading.Lock()
 
     def __enter__(self) -> "JoinWatch":
         threading.Thread(target=self._watch, daemon=True, name="join").start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._done.set()
+        with self._closing:
+            self._done.set()
         if kind is None and self._marker is not None:
             self._marker.close()
+
+    @property
+    def hosts(self) -> dict[int, str]:
+        """The hosts of other processes, as far as they are known: of those with a marker, and of the coordinator."""
+        address = self._address or distributed.global_state.coordinator_address or ""
+        known = {0: address.rpartition(":")[0]} if address else {}
+        return known | ({} if self._marker is None else self._marker.hosts)
 
     def look(self) -> None:
         """Keep the connections of now, and those at the moment when there were most."""
@@ -180,6 +193,21 @@ class JoinWatch:
         index = distributed.global_state.process_id if self._index is None else self._index
         return index == 0
 
+    def _leave_marker(self) -> None:
+        """Leave a marker where only JAX knew the number of this process, and does now."""
+        state = distributed.global_state
+        if state.client is None:
+            return
+        self._count = self._count or state.num_processes
+        with self._closing:
+            if self._marker is None and self._runs is not None and not self._done.is_set():
+                marker = StartMarker.begin_late(
+                    self._runs, state.coordinator_address or "", index=state.process_id, count=state.num_processes
+                )
+                self._runs, self._marker = None, marker
+                if marker is not None:
+                    marker.command = self._command
+
     @staticmethod
     def _end_for_failure(marker: StartMarker) -> None:
         if (failure := marker.find_failure()) is not None:
@@ -189,6 +217,7 @@ class JoinWatch:
         waited = 0.0
         while not self._done.wait(LOOK_SECONDS):
             waited += LOOK_SECONDS
+            self._leave_marker()
             if self._marker is not None:
                 self._end_for_failure(self._marker)
             self.look()

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gptjax.process.diagnosis import is_lost_peer
@@ -83,11 +84,15 @@ class ProcessWatch:
         count: int,
         resume: str,
         native: NativeOutput,
+        hosts: Mapping[int, str] = MappingProxyType({}),
         end: Callable[[str, int], object] = lambda message, status: end_process(message, status=status),
     ) -> None:
-        """`client` is JAX's, `resume` the command that resumes the run. `end` ends the process: message, status."""
+        """`client` is JAX's, `resume` the command that resumes the run. `end` ends the process: message, status.
+
+        `hosts` are known for those that have not told theirs yet.
+        """
         self._client, self._index, self._count, self._resume = client, index, count, resume
-        self._native, self._end, self._clock = native, end, measure_clock()
+        self._native, self._hosts, self._end, self._clock = native, hosts, end, measure_clock()
         self._liveness = Liveness(index, count)
         self.announce_seconds = 2 * self._liveness.interval + 2
         """Time that the others need to read why process 0 ends."""
@@ -130,7 +135,7 @@ class ProcessWatch:
 
     def name(self, index: int) -> str:
         """A process with its host."""
-        host = self._entries.get(f"{ROOT}/host/{index}", "an unknown host")
+        host = self._entries.get(f"{ROOT}/host/{index}") or self._hosts.get(index, "an unknown host")
         return f"process {index} of {self._count} on {host}"
 
     def exchange(self) -> None:

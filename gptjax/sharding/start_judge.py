@@ -112,8 +112,8 @@ class Judge:
     ) -> None:
         self.own_process = Process.own()
         self.interval = max(BEAT_SECONDS, count / 32)
-        self.seen: set[int] = set()
-        """Those that have come in this start."""
+        self.seen: dict[int, str] = {}
+        """The hosts of those that have come in this start."""
         self._index, self._count, self._id, self._is_alive = index, count, id, is_alive
         self._marks: dict[int, _Seen] = {}
         self._last: float | None = None
@@ -136,7 +136,7 @@ class Judge:
             else:
                 self._add_first(i, mark, own_time - mark.time)
         self._last = now
-        self.seen |= {i for i, seen in self._marks.items() if seen.is_fresh}
+        self.seen |= {i: seen.mark.host for i, seen in self._marks.items() if seen.is_fresh}
         return next(filter(None, map(self._judge, sorted(self._marks))), None)
 
     def _add_first(self, i: int, mark: Mark, age: float) -> None:

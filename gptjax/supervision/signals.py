@@ -71,6 +71,7 @@ class GracefulShutdown:
         self._previous_wakeup = -1
         self._previous_hook: Callable[[Any], object] = sys.unraisablehook
         self._tell_jax: Callable[[int], object] | None = None
+        self._telling = threading.Lock()
         self._announced = threading.Event()
         self._own_signals = 0
         """How many it has sent itself that the thread has not heard yet: nobody asks a second time by them."""
@@ -160,10 +161,11 @@ class GracefulShutdown:
         hear_again(found.exc_value.number)
 
     def _pass_on(self) -> None:
-        """Let JAX tell the other processes, once."""
-        if self._received is not None and self._tell_jax is not None and self._is_training:
-            tell, self._tell_jax = self._tell_jax, None
-            tell(signal.SIGTERM)
+        """Let JAX tell the other processes, once: the main thread and the one that listens both come here."""
+        with self._telling:
+            if self._received is not None and self._tell_jax is not None and self._is_training:
+                self._tell_jax(signal.SIGTERM)
+                self._tell_jax = None
 
     def _start_thread(self) -> None:
         reader, writer = socket.socketpair()

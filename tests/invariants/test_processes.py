@@ -17,7 +17,17 @@ import pytest
 import reader
 from reader import Reading
 from test_rollback import Fragile, Spoiled
-from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
+from tiny import (
+    SINGLE,
+    find_free_port,
+    python,
+    read_lines,
+    tiny_config,
+    tokenizer,
+    write_config,
+    write_shards,
+    write_text_shards,
+)
 
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
@@ -39,12 +49,6 @@ from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import RollbackConfig
 from gptjax.training.stages import Stage
-
-
-def find_free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 def start(*words: object, processes: int = 2, devices: int = 2, **environment: str) -> list[subprocess.Popen]:

@@ -72,12 +72,12 @@ TRAINING = (
         ("if not is_fresh or of_earlier:", "if not is_fresh:"),
     ),
     *mutate(
-        "gptjax/sharding/start_marker.py",
+        "gptjax/sharding/start_place.py",
         "test_start_marker.py",
         # A process takes the place of one that lives.
         ("return not is_alive and self._twin_looks > STILL_BEATS", "return self._twin_looks > STILL_BEATS"),
         # A user's own empty directories are removed.
-        ('[: max(1, self._content["made"])]', ""),
+        ("[: max(1, self._made)]", ""),
     ),
     *mutate(
         "gptjax/sharding/joining.py",

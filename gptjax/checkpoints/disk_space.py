@@ -1,0 +1,73 @@
+"""Whether the file system of a run can hold its checkpoints."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gptjax.checkpoints.rotation import list_remains
+from gptjax.core.errors import UserError
+from gptjax.core.files import format_bytes
+from gptjax.process.console import print_once
+
+_BESIDES = 2**18
+"""The bytes of a checkpoint besides its arrays: names, indices, sums, unused parts of blocks."""
+_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def count_bytes(state: Any) -> int:
+    """The bytes of a state's arrays, which are nearly all of a checkpoint."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def find_free_bytes(directory: Path) -> int | None:
+    """The bytes that this user may still write; None where the file system does not say. A quota may allow fewer."""
+    with suppress(OSError):
+        disk = os.statvfs(directory)
+        # ext4 keeps a part for root.
+        return disk.f_frsize * (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) if disk.f_blocks else None
+    return None
+
+
+def check_space(directory: Path, count: int, *, nbytes: int) -> None:
+    """Warn if so many more checkpoints do not find room. With a count of 0 nothing is to be saved.
+
+    `nbytes` are those of the arrays of one. Raises a `UserError` where there is no room for these.
+    """
+    free = find_free_bytes(directory)
+    if free is None or not count:
+        return
+    free += sum(count_disk_bytes(path) for path in list_remains(directory))
+    size = nbytes + _BESIDES
+    if count * size <= free:
+        return
+    found = f"{directory} has {format_bytes(free)} free, and a checkpoint of this run takes {format_bytes(size)}"
+    if free < nbytes:
+        raise UserError(f"{found}: nothing could be saved. Free space, or choose another --output-dir.")
+    print_once(
+        f"warning: {found}. Up to {count} more will be there at a time ({format_bytes(count * size)}), counting the "
+        "one that is being written. When the disk is full, saves fail, and training goes on. Free space, or keep fewer "
+        "checkpoints: --checkpoint.keep, --checkpoint.keep-best=False, --checkpoint.keep-every=None."
+    )
+
+
+def describe_lack(directory: Path, message: str, *, nbytes: int) -> str:
+    """What a save had needed that failed with this message, and what there is; empty for other failures."""
+    if not any(text in message for text in _FULL):
+        return ""
+    free = find_free_bytes(directory)
+    there = "" if free is None else f", and {format_bytes(free)} are free on its file system"
+    return f" A checkpoint takes {format_bytes(nbytes + _BESIDES)}{there}."
+
+
+def count_disk_bytes(directory: Path) -> int:
+    """The bytes that the files below a directory occupy."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += 512 * os.lstat(os.path.join(folder, name)).st_blocks
+    return total
