@@ -132,7 +132,7 @@ def test_a_value_that_its_class_refuses_keeps_the_message():
 )
 def test_all_values_that_classes_refuse_are_told_and_nothing_that_follows_from_one(words: str, told: list[str]):
     with pytest.raises(UserError) as caught:
-        parse("--config=quickstart", *words.split())
+        parse_config(TrainConfig, ["--config=quickstart", *words.split()], prog="train", description="")
     lines = str(caught.value).splitlines()
     assert len(lines) == len(told)
     assert all(part in line for part, line in zip(told, lines, strict=True))
