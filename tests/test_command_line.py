@@ -123,22 +123,6 @@ def test_a_value_that_its_class_refuses_keeps_the_message():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ("--steps=-1 --model.num-heads=7 --batch-size 0", ["model.num_heads 7", "steps is -1", "batch_size is 0"]),
-        ("--model.positions=foo --model.rotary-fraction=0.5", ["model.positions is 'foo'"]),
-        ("--model.positions=learned --model.rotary-fraction=0.5 --seed=-3", ["which needs", "seed is -3"]),
-    ],
-)
-def test_all_values_that_classes_refuse_are_told_and_nothing_that_follows_from_one(words: str, told: list[str]):
-    with pytest.raises(UserError) as caught:
-        parse_config(TrainConfig, ["--config=quickstart", *words.split()], prog="train", description="")
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(told)
-    assert all(part in line for part, line in zip(told, lines, strict=True))
-
-
-@pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], r"^No config is given\. Give --config=NAME"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.cli.command_line import parse_config
 from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
@@ -200,3 +201,19 @@ def test_model_changes_are_refused_unless_they_only_compute_otherwise() -> None:
 def test_protocols_of_config_fields_have_methods_only(protocol: type) -> None:
     """A data member would make `issubclass` raise, and tyro would then silently leave out the field's flags."""
     assert not issubclass(int, protocol)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--steps=-1 --model.num-heads=7 --batch-size 0", ["model.num_heads 7", "steps is -1", "batch_size is 0"]),
+        ("--model.positions=foo --model.rotary-fraction=0.5", ["model.positions is 'foo'"]),
+        ("--model.positions=learned --model.rotary-fraction=0.5 --seed=-3", ["which needs", "seed is -3"]),
+    ],
+)
+def test_all_values_that_classes_refuse_are_told_and_nothing_that_follows_from_one(words: str, told: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(TrainConfig, ["--config=quickstart", *words.split()], prog="train", description="")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(told)
+    assert all(part in line for part, line in zip(told, lines, strict=True))
