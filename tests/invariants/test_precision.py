@@ -32,8 +32,8 @@ CONFIGS = {
         tie_embeddings=False, head_bias=True, num_sinks=2, logit_softcap=15.0,
     ),
     "speedrun": replace(
-        BASE, num_layers=4, positions="rotary", unet_skips="learned", x0_mix=True, value_embeddings="01..", value_residual=True,
-        embedding_norm=True,
+        BASE, num_layers=4, positions="rotary", unet_skips="learned", x0_mix=True, value_embeddings="01..",
+        value_residual=True, embedding_norm=True,
     ),
     "nanochat": replace(BASE, positions="rotary", x0_mix=True, value_embeddings="01", value_gate=True),
 }  # fmt: skip
