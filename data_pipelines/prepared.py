@@ -13,6 +13,9 @@ from data_pipelines.readers.documents import TEXT_FIELD
 from gptjax.core.errors import UserError
 from gptjax.core.files import cache_directory, expand_path, hash_json
 from gptjax.data.config import TokenShards
+from gptjax.data.shards import load_shard_tokenizer
+from gptjax.tokenization.difference import explain_difference
+from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from data_pipelines.prepare import Prepare
@@ -59,6 +62,22 @@ class Prepared(TokenShards):
         options = {name: value for name, value in values.items() if name == "tokenizer" or name not in names}
         path = self.path or str(_prepare_in_cache(**options))
         return dataclasses.replace(plain, path=path, tokenizer=None)
+
+    def foresee_mismatch(self, tokenizer: Tokenizer) -> str | None:
+        if self.path is not None:
+            return None
+        prefix, problem = f"the data is made with --data.tokenizer={self.tokenizer}", None
+        size = self.tokenizer.removeprefix("bpe:")
+        if self.tokenizer == "chars" or size.isdecimal():
+            kind, most = ("chars", sys.maxunicode) if self.tokenizer == "chars" else ("bpe", int(size))
+            if tokenizer.kind != kind or tokenizer.vocab_size - len(tokenizer.specials) > most:
+                problem = "learned from its text"
+        else:
+            given = load_shard_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
+            is_alike = given.fingerprint == tokenizer.fingerprint or given.extends(tokenizer)
+            if not is_alike and not tokenizer.extends(given):
+                problem = explain_difference(given, tokenizer)
+        return None if problem is None else f"{prefix}, {problem}"
 
 
 @functools.cache

@@ -119,6 +119,7 @@ def test_saved_model_restores_as_weights_only(tmp_path: Path):
     ("error", "raised", "said"),
     [
         (ValueError("UNAVAILABLE: ... [os_error_code='28']"), OSError, "No space left on device"),
+        (ValueError('NOT_FOUND: Error writing "a/c/0" in OCDBT database at local file "x"'), OSError, "No such file"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), OSError, "Disk quota exceeded"),
         (ValueError("an array of no shape"), ValueError, "an array of no shape"),
     ],

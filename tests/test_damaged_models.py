@@ -194,6 +194,7 @@ TOKENIZER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "an id beyond a gap of two thousand millions": write(
         "tokenizer.json", Bytes().to_json().replace(": 209", f": {2**31}", 1)
     ),
+    "a token that stands twice": write("tokenizer.json", Bytes().to_json().replace('"b": ', '"a": 7, "a": ', 1)),
     "a model of another type": write(
         "tokenizer.json", json.dumps(json.loads(Bytes().to_json()) | {"model": {"type": FORGED}})
     ),

@@ -70,10 +70,10 @@ def test_room_is_that_of_this_user_with_what_unfinished_saves_give_back(
     remains = tmp_path / "100.unfinished"
     remains.mkdir()
     (remains / "arrays").write_bytes(b"x" * (2 * MIB))
-    with pytest.raises(UserError, match=r"has 12\.\d MiB free"):
+    with pytest.raises(UserError, match=r"has 12\.0 MiB free"):
         check_space(tmp_path, 1, nbytes=20 * MIB)
     monkeypatch.setattr(disk_space.os, "geteuid", lambda: 0)
-    with pytest.raises(UserError, match=r"has 13\.\d MiB free"):
+    with pytest.raises(UserError, match=r"has 13\.0 MiB free"):
         check_space(tmp_path, 1, nbytes=20 * MIB)
 
 

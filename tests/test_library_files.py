@@ -1,8 +1,11 @@
 """Odd files of tokenizers that the library encodes: other spellings, sections that are missing, and what is said."""
 
+import base64
 import json
 import os
+import pickle
 import re
+import struct
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -51,6 +54,20 @@ def test_another_end_of_text_leaves_a_former_one_as_the_file_has_it(tmp_path: Pa
     assert again.encode("a<tool_call>b").tolist() == tok.encode("a<tool_call>b").tolist()
     assert not tok.with_special_tokens(["<|a|>"]).extends(former)
     assert former.with_special_tokens(["<|a|>"]).extends(former)
+
+
+def test_panic_over_a_later_text_prints_nothing_and_is_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The table of this normalizer leads behind its end for a B alone."""
+    units = struct.pack("<257I", 4 * 256, *(0x142 if i == ord("B") else 0 for i in range(256)))
+    table = base64.b64encode(units).decode()
+    broken = load(tmp_path, {"model": LETTERS, "normalizer": {"type": "Precompiled", "precompiled_charsmap": table}})
+    for tok in (broken, pickle.loads(pickle.dumps(broken))):
+        assert tok.encode("ab").tolist() == [2]
+        with pytest.raises(UserError, match="cannot encode a text: the library tokenizers ended in a panic"):
+            tok.encode("B")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -41,12 +41,16 @@ def test_no_file_is_read_twice(tmp_path):
     assert find_below(tmp_path, "d") == ["d/data/a.txt", "d/data/deep/b.txt"]
 
 
-def test_broken_links_and_pipes_are_refused(tmp_path):
+def test_broken_links_and_pipes_are_told_and_left_out_or_refused_alone(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").symlink_to("nowhere")
     (tmp_path / "b.log").symlink_to("nowhere either")
-    for spec in (tmp_path, f"{tmp_path}/*.txt", tmp_path / "b.txt"):
-        with pytest.raises(UserError, match=r"b\.txt: is a link to nothing, a pipe or a device, wanted a regular file"):
+    for spec in (tmp_path, f"{tmp_path}/*.txt"):
+        assert find(spec) == (tmp_path / "a.txt",)
+        told = f"source {spec}: not read: 1 link to nothing; the first: {tmp_path}/b.txt\n"
+        assert told in capsys.readouterr().err
+    for spec in (f"{tmp_path}/b.*", tmp_path / "b.txt"):
+        with pytest.raises(UserError, match=r"b\.(log|txt): is a link to nothing, a pipe or a device"):
             find(spec)
     (tmp_path / "b.txt").unlink()
     assert find_below(tmp_path, "") == ["a.txt"], "other formats are not looked for"

@@ -10,7 +10,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.readers import records
+from data_pipelines.readers.documents import ReadContext, iter_documents
 from data_pipelines.readers.records import NamedRecord, find_record_files, iter_blocks
+from data_pipelines.readers.sources import open_source
 from gptjax.core.errors import UserError
 
 
@@ -37,6 +39,22 @@ def test_json_is_an_array_or_lines(tmp_path):
     (tmp_path / "array.json").write_text(json.dumps(lists))
     for name in ("lines", "array"):
         assert [record for _, record in read(tmp_path / f"{name}.json")] == lists
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_name_with_two_values_is_an_error_in_its_place(tmp_path, name):
+    rows = ['{"n": 1, "m": [{"n": 1, "n": 1}]}', '{"n": 1, "m": [{"n": 1, "n": true, "n": 2}]}', '{"n": 3}']
+    (tmp_path / name).write_text("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]")
+    (_, first), (where, error), (_, last) = read(tmp_path / name)
+    assert (first, last) == ({"n": 1, "m": [{"n": 1}]}, {"n": 3})
+    assert str(error).startswith(f'{where}: "n" stands twice in one object, with different values. Keep the one')
+    rows = ['{"text": "a", "n": 1, "n": 2}', '{"text": "b", "text": "c"}']
+    (tmp_path / name).write_text("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]")
+    texts, context = list[bytes](), ReadContext()
+    for chunk in open_source(str(tmp_path / name)).chunks(context):
+        texts += map(bytes, iter_documents([chunk], context))
+    assert texts == [b"a"], "only the field that is read matters"
+    assert '"text" stands twice in one object' in str(context.notes.lines())
 
 
 def test_blocks_of_lines_hold_all_lines(tmp_path):

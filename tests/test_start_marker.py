@@ -303,6 +303,7 @@ def test_process_whose_number_only_jax_knows_leaves_its_marker_once_jax_does(
 ):
     state = SimpleNamespace(client=None, coordinator_address="node1:1", process_id=1, num_processes=3)
     monkeypatch.setattr(joining.distributed, "global_state", state)
+    monkeypatch.setattr(StartMarker, "_exchange_forever", lambda self: None)  # a file would have its other name a while
     monkeypatch.setattr(StartMarker, "_latest", None)
     watch = JoinWatch(address=None, index=None, count=None, seconds=300, command="train again", runs=tmp_path / "runs")
     watch._leave_marker()

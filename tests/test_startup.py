@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, MODEL, SINGLE, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
+from data_pipelines.prepared import Prepared
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
@@ -24,6 +25,7 @@ from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
 from gptjax.optim import AdamW
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.runs.run_dir import RunDir, write_imported_run, write_run_files
 from gptjax.runs.startup import (
     check_restorable,
@@ -151,6 +153,23 @@ def test_init_from_is_opened_before_data_is_prepared(shards: Path) -> None:
 
     with pytest.raises(UserError, match="runs/absent is not there"):
         prepare_config(tiny_config(shards, data=Unprepared(), init_from="runs/absent"))
+
+
+def test_init_from_is_compared_before_data_is_prepared(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.txt").write_text(text_of(99))
+    for spec, said in (
+        ("bytes", r"is made with --data\.tokenizer=bytes, they differ in kind .*"),
+        ("bpe:1024", r"is made with --data\.tokenizer=bpe:1024, learned from its text"),
+    ):
+        data = Prepared(source=f"{tmp_path}/own.txt", tokenizer=spec)
+        with pytest.raises(UserError, match=rf"{said}, but .* was trained with chars-48\. Give --data\.tokenizer=/"):
+            prepare_config(tiny_config(tmp_path, data=data, init_from=str(source)))
+    for spec in ("chars", str(source)):
+        assert Prepared(tokenizer=spec).foresee_mismatch(open_checkpoint(str(source)).require_tokenizer()) is None
+    assert not (tmp_path / "cache").exists()
 
 
 def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:

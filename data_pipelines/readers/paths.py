@@ -42,9 +42,9 @@ BESIDE = "files beside the data, such as a README, not read (a quoted pattern na
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
-    A file named by itself or by a pattern may have any name. Hidden files in directories are not read, and no file is
-    read twice. Where names tell splits, only files of training are taken, and a line on stderr says so. `known` and
-    `otherwise` complete the error messages.
+    A file named by itself or by a pattern may have any name. Hidden files in directories are not read, and no file
+    is read twice. Links to nothing are told and left out, beside files. Where names tell splits, only files of
+    training are taken, and a line on stderr says so. `known` and `otherwise` complete the error messages.
     """
     path = expand_path(spec or "no name")
     if path.is_dir():
@@ -72,6 +72,11 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     for file in found:
         if _CONTROL.search(str(file)):
             raise UserError(f"{quote(str(file))}: its path has a line end or control characters. Rename that part.")
+    dead = sorted(file for file in found if not file.exists())
+    if len(found) > len(dead) > 0:
+        tell_once(f"note: source {spec}: not read: {count_of(len(dead), 'links to nothing')}; the first: {dead[0]}")
+        found = [file for file in found if file not in set(dead)]
+    for file in found:
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
         check_unpacked(file)

@@ -20,11 +20,13 @@ from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array,
 from data_pipelines.readers.formats.text_files import LOOKED_BYTES, open_file
 from data_pipelines.readers.paths import BESIDE, find_files, keep_data, tell_once
 from gptjax.core.errors import UserError, count_of, quote
+from gptjax.core.json_names import RepeatedName, explain_names, parse_record
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"
 BLOCK_BYTES = 2**20
 NOT_JSON = f"{SKIPPED}not JSON"
+REPEATED = f"{SKIPPED}a name stands twice in one object, with different values"
 ITEMS = 1000
 """Items of an array in a block at most, and rows of Parquet at least."""
 RANGES = 16
@@ -70,7 +72,7 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
     if name.endswith(TABLE_SUFFIXES):
         return _iter_given(_check_cells(iter_rows(path)), block_bytes)
     if name.endswith(JSON_SUFFIXES) and is_json_array(path):
-        return _iter_given(iter_array(path), block_bytes)
+        return _iter_given(_check_items(iter_array(path)), block_bytes)
     return _iter_lines(path, block_bytes)
 
 
@@ -126,9 +128,10 @@ def _parse_lines(place: str, first: int, lines: list[bytes]) -> Iterator[NamedRe
         if line.strip():
             where = f"{place}{number}"
             try:
-                yield where, json.loads(line.decode("utf-8-sig"))
+                yield where, parse_record(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield where, InvalidRecord(f"{where}: {explain_line(line, error, where=where)}", NOT_JSON)
+                note = REPEATED if isinstance(error, RepeatedName) else NOT_JSON
+                yield where, InvalidRecord(f"{where}: {explain_line(line, error, where=where)}", note)
 
 
 def _iter_given(records: Iterator[NamedRecord], block_bytes: int) -> Iterator[RecordBlock]:
@@ -142,6 +145,13 @@ def _iter_given(records: Iterator[NamedRecord], block_bytes: int) -> Iterator[Re
             block, size = [], 0
     if block:
         yield RecordBlock(size, partial(iter, block))
+
+
+def _check_items(items: Iterator[NamedRecord]) -> Iterator[NamedRecord]:
+    """Items of an array, with a `UserError` for one in which a name has several values."""
+    for where, item in items:
+        repeated = explain_names(item)
+        yield where, item if repeated is None else InvalidRecord(f"{where}: {repeated}", REPEATED)
 
 
 def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:

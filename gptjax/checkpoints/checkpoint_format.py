@@ -11,6 +11,7 @@ sums of its files in `checksums.json`. A step is complete if it has its name and
 of an earlier gptjax have no sums; they are complete if Orbax says so.
 """
 
+import errno
 import functools
 import json
 import os
@@ -285,8 +286,8 @@ def report_write_errors(directory: Path) -> Iterator[None]:
         raise UserError(f"A checkpoint in {directory} could not be written: {describe_cause(error)}.") from error
 
 
-_STORAGE_ERROR = re.compile(r"os_error_code='(\d+)'")
-"""What tensorstore says behind several paths, in a ValueError."""
+_STORAGE_ERROR = re.compile(r"os_error_code='(\d+)'|^NOT_FOUND: ")
+"""What tensorstore says behind several paths, in a ValueError; of a directory that was deleted, it says the latter."""
 
 
 def is_of_storage(error: BaseException) -> bool:
@@ -299,7 +300,7 @@ def describe_cause(error: BaseException) -> str:
     """Why a file could not be read or written, in a few words."""
     cause = error.__cause__ or error
     if found := _STORAGE_ERROR.search(str(cause)):
-        return describe_errno(int(found[1]))
+        return describe_errno(int(found[1] or errno.ENOENT))
     if isinstance(cause, OSError) and cause.errno and cause.strerror == os.strerror(cause.errno):
         return describe_errno(cause.errno)
     if isinstance(cause, OSError) and cause.strerror:  # what another process said

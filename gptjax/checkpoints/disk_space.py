@@ -40,7 +40,7 @@ def check_space(directory: Path, count: int, *, nbytes: int) -> None:
     free = find_free_bytes(directory)
     if free is None or not count:
         return
-    free += sum(count_disk_bytes(path) for path in list_remains(directory))
+    free += sum(_count_file_bytes(path) for path in list_remains(directory))
     size = nbytes + _BESIDES
     if count * size <= free:
         return
@@ -63,11 +63,10 @@ def describe_lack(directory: Path, message: str, *, nbytes: int) -> str:
     return f" A checkpoint takes {format_bytes(nbytes + _BESIDES)}{there}."
 
 
-def count_disk_bytes(directory: Path) -> int:
-    """The bytes that the files below a directory occupy."""
+def _count_file_bytes(directory: Path) -> int:
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
             with suppress(OSError):
-                total += 512 * os.lstat(os.path.join(folder, name)).st_blocks
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total

@@ -154,6 +154,10 @@ class Mixture(DataSource):
             self, components=tuple(replace(component, data=component.data.resolve()) for component in self.components)
         )
 
+    def foresee_mismatch(self, tokenizer: Tokenizer) -> str | None:
+        found = (component.data.foresee_mismatch(tokenizer) for component in self.components)
+        return next((problem for problem in found if problem is not None), None)
+
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of all components; raises `UserError` if they have different ones."""
         found = [

@@ -121,6 +121,13 @@ class DataSource(Protocol):
         """The tokenizer that made the tokens; None if it is unknown."""
         return None
 
+    def foresee_mismatch(self, tokenizer: Tokenizer) -> str | None:
+        """How the ids of data that `resolve` would have to make are unlike those of a model's tokenizer.
+
+        None where they are alike, where that is not known before, and where nothing has to be made.
+        """
+        return None
+
     def open(self, spec: ReadSpec) -> RowReader:
         """Open the training data, once per run. Raise `UserError` for data that does not fit, here and not later."""
         ...

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from gptjax.core.errors import UserError, quote
 from gptjax.core.file_sums import check_listed_files
 from gptjax.core.files import read_text
+from gptjax.core.json_names import refuse_repeated
 from gptjax.process.console import print_once
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -137,17 +138,9 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         content = file.read(int.from_bytes(file.read(8), "little"))  # the library has checked the length
     try:
-        json.loads(content, object_pairs_hook=_refuse_duplicates)
+        json.loads(content, object_pairs_hook=refuse_repeated)
     except ValueError as error:
         raise UserError(f"{path}: {error}. Keep the one that is meant.") from None
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{quote(next(name for name in names if names.count(name) > 1))} stands twice")
-    return out
 
 
 def _list_weight_files(directory: Path) -> list[Path]:
@@ -227,7 +220,7 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *, metadata: d
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` if there is none."""
     try:
-        content = json.loads(read_text(path), object_pairs_hook=_refuse_duplicates)
+        content = json.loads(read_text(path), object_pairs_hook=refuse_repeated)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Give the directory of a saved model.") from None
     except (ValueError, RecursionError) as error:

@@ -78,6 +78,18 @@ def check_same_tokenizer(ours: Tokenizer | None, theirs: Tokenizer | None, *, na
         )
 
 
+def open_first_weights(config: TrainConfig, modules: Modules) -> Checkpoint:
+    """The model of `init_from`. Raises `UserError` if data that is still to be prepared will have other ids."""
+    assert config.init_from is not None
+    source = open_checkpoint(config.init_from, imports=modules)
+    if source.tokenizer is not None and (problem := config.data.foresee_mismatch(source.tokenizer)) is not None:
+        raise UserError(
+            f"{problem}, but {source.directory} was trained with {source.tokenizer.name}. Give "
+            f"--data.tokenizer={source.directory}, or data that is prepared with it."
+        )
+    return source
+
+
 def report_merge(source: Checkpoint, config: TrainConfig, model: GPTConfig) -> None:
     settled = diff_configs(config.model, model)
     print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))

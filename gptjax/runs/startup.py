@@ -41,13 +41,14 @@ from gptjax.model.gpt import GPT
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.process.memory import release_freed_memory
-from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.checkpoint_source import Checkpoint
 from gptjax.runs.field_effects import check_effects
 from gptjax.runs.initial_weights import (
     add_trained_rows,
     check_explicit_fields,
     join_vocabularies,
     load_start,
+    open_first_weights,
     report_merge,
 )
 from gptjax.runs.resume import Fingerprints, adopt_history
@@ -86,7 +87,7 @@ def prepare_config(
     exists = has_trained(config.directory)
     # Before the data: a preparation may take hours.
     if config.init_from is not None:  # once this run exists, its own directory says as much
-        source = reopen_run(config, modules) if exists else open_checkpoint(config.init_from, imports=modules or {})
+        source = reopen_run(config, modules) if exists else open_first_weights(config, modules or {})
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)

@@ -137,17 +137,16 @@ class JoinWatch:
         if self._present is None:
             return None
         came, total = self._present.total(), self._count
-        who = ""
+        who = [] if self._marker is None else [*map(str, self._marker.list_absent())]
         if self._is_first and total is not None and came == 1 < total:  # its own connection
-            who = "; process 1 is missing" if total == 2 else f"; processes 1 to {total - 1} are missing"
-        elif self._marker is not None and (absent := [*map(str, self._marker.list_absent())]):
-            who = f"; process {absent[0]} is missing" if len(absent) == 1 else f"; missing are {', '.join(absent)}"
+            who = ["1"] if total == 2 else [f"1 to {total - 1}"]
+        more += f"; missing: {', '.join(who)}, late or dead, as their output may say" if who else ""
         if not self._is_first:
             address = self._address or distributed.global_state.coordinator_address
             is_there = "is there, but not all others are," if came else f"does not answer at {address}"
-            return f"process 0 {is_there} {more}{who}"
+            return f"process 0 {is_there} {more}"
         places = f" (from {', '.join(sorted(self._present))})" if self._present else ""
-        return f"{came} of {total or '?'} processes are here{places} {more}{who}"
+        return f"{came} of {total or '?'} processes are here{places} {more}"
 
     def explain(self, said: str = "") -> tuple[str, int]:
         """(why the wait is over, the exit status): 75 if others have come, or if the run has begun before.

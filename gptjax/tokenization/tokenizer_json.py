@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote, quote_error
 from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
+from gptjax.core.json_names import refuse_repeated
 from gptjax.tokenization.library_calls import call_quietly, parse_library
 from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT
 
@@ -21,7 +22,10 @@ FILE_NAME = "tokenizer.json"
 PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 """GPT-2's older files, vocabulary and merges, under either of their names."""
 ADVICE = "Use gpt2, or learn a byte-level BPE: python -m data_pipelines.train_tokenizer"
-MODEL_ADVICE = "transformers' AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT) writes a tokenizer.json of it."
+MODEL_ADVICE = (
+    "transformers' PreTrainedTokenizerFast.from_pretrained(DIR).save_pretrained(OUT) writes a tokenizer.json of it."
+)
+"""Not AutoTokenizer: under the name LlamaTokenizer it takes any model of SentencePiece for a BPE like Llama's."""
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts text into words before merging (openai/gpt-2, src/encoder.py)."""
 GPT4_PATTERN = (
@@ -139,8 +143,11 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
     Raises `UserError` for one that cannot be read, or that encodes at random.
     """
     text, library = _load_library(path)
-    if not _check_ids(library.get_vocab(with_added_tokens=True), path):  # the library would write each id of a gap
+    ids = _check_ids(library.get_vocab(with_added_tokens=True), path)  # the library would write each id of a gap
+    if not ids:
         raise UserError(f"{path}: has no tokens. {ADVICE}")
+    if max(ids.values()) >= len(ids):
+        _check_names(text, path)
     _check_unique(library.get_vocab(with_added_tokens=False), path)
     content = json.loads(call_quietly(library.to_str))  # which has what older files leave out
     found: TokenTable | None = None
@@ -162,6 +169,14 @@ def _load_library(path: Path) -> tuple[str, Any]:
         if path.suffix == ".model":
             raise UserError(f"{path}: is a model of SentencePiece, or of tiktoken. {MODEL_ADVICE}") from None
         raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {quote_error(error)}.") from None
+
+
+def _check_names(text: str, path: Path) -> None:
+    """Raise for a token that stands twice, of which the library takes the last: the first id is then a gap."""
+    try:
+        json.loads(text, object_pairs_hook=refuse_repeated)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {quote_error(error)}. Keep the one that is meant.") from None
 
 
 def _find_table(content: dict[str, Any], path: Path) -> TokenTable | None:
@@ -198,7 +213,7 @@ def _adds(post_processor: Any, token: Mapping[str, Any]) -> bool:
 def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> TokenTable:
     """GPT-2's original pair of files; the pattern is not in them and is taken to be GPT-2's."""
     try:
-        ids = json.loads(vocab)
+        ids = json.loads(vocab, object_pairs_hook=refuse_repeated)
         lines = merges.decode().split("\n")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: it, or the file of merges beside it, is damaged: {quote(str(error))}.") from None

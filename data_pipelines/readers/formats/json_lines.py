@@ -12,6 +12,7 @@ from data_pipelines.readers.fields import describe_fields, find_text, suggest_co
 from data_pipelines.readers.formats.tables import is_json_array, read_json_array
 from data_pipelines.readers.formats.text_files import COMPRESSED, is_json_object, open_file, write_edit, write_filter
 from gptjax.core.errors import UserError, quote
+from gptjax.core.json_names import RepeatedName, explain_names, parse_fields
 
 SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
 JSON_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
@@ -74,6 +75,8 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
     except UserError as error:
         return context.skip_record(str(error))
     if (text := find_text(record, context.text_field)) is None:
+        if (repeated := explain_names(record)) is not None:
+            return context.skip_record(f"{where}: {repeated}")
         field, known = context.text_field, quote(describe_fields(record))
         there = f"{quote(repr(record[field]), limit=40)} there, in " if field in record else ""
         found = f"{there}one with {known or 'no keys'} (--text-field chooses another)"
@@ -85,7 +88,7 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
 def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
     """Parse one JSON object; raises `UserError` for anything else."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = parse_fields(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {explain_line(line, error, where=where)}") from None
     if not isinstance(value, dict):
@@ -102,6 +105,8 @@ def explain_line(line: bytes, error: Exception, *, where: str) -> str:
 
     `where` is FILE:LINE.
     """
+    if isinstance(error, RepeatedName):
+        return str(error)
     is_cut = line.strip() == b"{" or ("Extra data" in str(error) and line.lstrip().startswith(b"{"))
     advice = f" Each record must be a line of its own: {write_filter('jq -c .', _path_of(where))}" if is_cut else ""
     if line.lstrip().startswith((b"{'", b"[{'")):

@@ -25,6 +25,7 @@ from data_pipelines.readers.fields import (
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, write_edit, write_filter
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, count_of, quote
+from gptjax.core.json_names import explain_names, parse_fields
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = tuple(kind + end for kind in DELIMITERS for end in COMPRESSED)
@@ -101,6 +102,8 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
         text = find_text(record, context.text_field) if isinstance(record, dict) else None
         if text is not None:
             yield encode_utf8(text, context, where=where)
+        elif (repeated := explain_names(record)) is not None:
+            context.skip_record(f"{where}: {repeated}")
         else:
             known = quote(describe_fields(record) if isinstance(record, dict) else str(record), limit=160)
             wanted = f'wanted an object with text in "{context.text_field}"'
@@ -257,11 +260,14 @@ def find_delimiter(path: Path, start: bytes) -> str:
 
 
 def iter_array(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (FILE: item NUMBER, value) of a JSON array; items count from 1. Raises `UserError` for other JSON."""
+    """Yield (FILE: item NUMBER, value) of a JSON array, as of `parse_fields`; items count from 1.
+
+    Raises `UserError` for other JSON.
+    """
     with open_file(path) as file:
         content = file.read()
     try:
-        items = json.loads(content.decode("utf-8-sig"))
+        items = parse_fields(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         is_several = content.lstrip()[:1] == b"{" and "Extra data" in str(error)
         advice = f" One object a line is read: {write_filter('jq -c .', path)}" if is_several else ""
