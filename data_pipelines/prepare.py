@@ -80,7 +80,8 @@ class Prepare(ShardOptions):
     """Worker processes; by default one for each core. Small sources need none."""
     text_field: str = TEXT_FIELD
     """Where the text of a record is: a key of JSON objects, a column of a table, of Parquet or of Arrow, a feature of a
-    TFDS set (there, if it has no `text`, the only one of text). `content.text` is a field inside another."""
+    TFDS set (there, if it has no `text`, the only one of text). `content.text` is a field inside another, and
+    `title,body` are two, whose texts become paragraphs."""
     separator: str | None = None
     """Cut text files into documents here, such as `<|endoftext|>` or `\\n\\n`. By default a file is one document."""
 

@@ -1,5 +1,6 @@
 """Tokenizers that the library encodes: ids, bytes, streams, special tokens, files, and what reads and writes them."""
 
+import io
 import json
 import pickle
 import random
@@ -390,6 +391,21 @@ def test_a_directory_with_a_sentencepiece_model_says_what_writes_a_file(tmp_path
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
     with pytest.raises(UserError, match=r"tokenizer\.model is of another kind.*save_pretrained\(OUT\) writes a token"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parity
+def test_what_the_error_says_writes_the_ids_of_sentencepiece(tmp_path: Path) -> None:
+    library, made = pytest.importorskip("sentencepiece"), io.BytesIO()
+    options = {"vocab_size": 275, "byte_fallback": True, "minloglevel": 5, "normalization_rule_name": "nfkc"}
+    corpus = iter(["to be or not to be", "that is the question", "whether it is nobler"] * 20)
+    library.SentencePieceTrainer.train(sentence_iterator=corpus, model_writer=made, **options)
+    (tmp_path / "tokenizer.model").write_bytes(made.getvalue())
+    names = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    import_module("transformers").PreTrainedTokenizerFast.from_pretrained(tmp_path).save_pretrained(tmp_path / "out")
+    tok, other = load_tokenizer(tmp_path / "out"), library.SentencePieceProcessor(model_proto=made.getvalue())
+    for text in ("to be or not", "quｅstion ①"):
+        assert tok.encode(text).tolist() == other.encode(text)
 
 
 def test_ids_with_gaps_are_refused(directories: dict[str, Path], tmp_path: Path) -> None:

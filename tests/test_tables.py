@@ -24,6 +24,8 @@ RECORDS = [
         "content": {"title": f"t{i}", "text": f"nested {i}"},
         "parts": [f"one {i}", f"two {i}"],
         "text": f"text {i}",
+        "title": None if i == 1 else f"title {i}",
+        "blank": " ",
     }
     for i in range(3)
 ]
@@ -55,20 +57,38 @@ def write_records(path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow", "feather"])
 @pytest.mark.parametrize(
-    ("field", "expected"), [("text", "text 1"), ("content.text", "nested 1"), ("parts", "one 1\n\ntwo 1")]
+    ("field", "expected"),
+    [
+        ("text", "text 1"),
+        ("content.text", "nested 1"),
+        ("parts", "one 1\n\ntwo 1"),
+        ("title, blank,content.text", "nested 1"),
+        ("text,parts", "text 1\n\none 1\n\ntwo 1"),
+    ],
 )
 def test_the_text_of_a_record_is_found_in_every_format(kind: str, field: str, expected: str, tmp_path: Path):
     path = write_records(tmp_path / f"records.{kind}")
     assert read(path, ReadContext(field))[1:2] == [expected]
+    if field.startswith("title"):
+        assert len(read(path, ReadContext("title"))) == 2, "a null alone is no text"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow"])
-@pytest.mark.parametrize("field", ["body", "content", "content.body", "id.text"])
+@pytest.mark.parametrize("field", ["body", "content", "content.body", "id.text", "text,body"])
 def test_a_field_without_text_is_told_with_those_that_have_it(kind: str, field: str, tmp_path: Path):
     path = write_records(tmp_path / f"records.{kind}")
     with pytest.raises(UserError, match=r"content\.title|content") as caught:
         read(path, ReadContext(field, strict=True))
-    assert field in str(caught.value)
+    assert field.rpartition(",")[2] in str(caught.value)
+
+
+def test_columns_of_a_table_are_joined_unless_one_has_that_name(tmp_path: Path):
+    (tmp_path / "t.csv").write_text('title,body,"title,body"\nA,a b,both\n,c,x\n')
+    assert read(tmp_path / "t.csv", ReadContext("title,body")) == ["both", "x"]
+    assert read(tmp_path / "t.csv", ReadContext("body,title")) == ["a b\n\nA", "c"]
+    context = ReadContext("body,titel")
+    assert read(tmp_path / "t.csv", context) == []
+    assert 'wanted the column "body,titel"; its first line names "title", "body"' in context.notes.lines()[0]
 
 
 @pytest.mark.parametrize(("name", "mark"), [("t.csv", ","), ("t.tsv", "\t")])

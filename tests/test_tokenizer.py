@@ -239,7 +239,7 @@ def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a tokenizer\.json of Hugging Face"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(UserError, match=r"is a model of SentencePiece, or of tiktoken\. transformers' AutoTok"):
+    with pytest.raises(UserError, match=r"is a model of SentencePiece, or of tiktoken\. transformers' PreTrained"):
         load_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no tokenizer"):

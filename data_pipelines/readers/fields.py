@@ -30,10 +30,25 @@ MESSAGE = ({"role", "content"}, {"from", "value"})
 def find_text(record: Mapping[str, Any], field: str) -> str | None:
     """The text under `field`: a key, or keys separated by dots, such as `content.text`. None if there is no text.
 
-    In a list of objects the rest of the path is looked up in each: `paragraphs.text`.
+    In a list of objects the rest of the path is looked up in each: `paragraphs.text`. Of several fields, such as
+    `title,body`, the texts become paragraphs. One of them may be null or blank.
     """
-    value = record[field] if field in record else _descend(record, field.split("."))
-    return join_text(value)
+    if len(names := split_field(field, record)) == 1:
+        return join_text(record[field] if field in record else _descend(record, field.split(".")))
+    found = [find_text(record, name) for name in names]
+    is_known = all(text is not None or record.get(name, "") is None for name, text in zip(names, found, strict=True))
+    return join_fields(found) if is_known else None
+
+
+def split_field(field: str, known: Collection[str]) -> list[str]:
+    """The names in a field such as `title,body`, unless one of the known names is that."""
+    return [field] if field in known else [name.strip() for name in field.split(",")]
+
+
+def join_fields(texts: Sequence[str | None]) -> str | None:
+    """The texts of several fields as paragraphs, without blank ones; None where no field has a text."""
+    given = [text for text in texts if text is not None]
+    return PARAGRAPHS.join(text for text in given if text.strip()) if given else None
 
 
 def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str], where: str) -> Any:

@@ -22,7 +22,10 @@ FILE_NAME = "tokenizer.json"
 PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 """GPT-2's older files, vocabulary and merges, under either of their names."""
 ADVICE = "Use gpt2, or learn a byte-level BPE: python -m data_pipelines.train_tokenizer"
-MODEL_ADVICE = "transformers' AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT) writes a tokenizer.json of it."
+MODEL_ADVICE = (
+    "transformers' PreTrainedTokenizerFast.from_pretrained(DIR).save_pretrained(OUT) writes a tokenizer.json of it."
+)
+"""Not AutoTokenizer: under the name LlamaTokenizer it takes any model of SentencePiece for a BPE like Llama's."""
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts text into words before merging (openai/gpt-2, src/encoder.py)."""
 GPT4_PATTERN = (

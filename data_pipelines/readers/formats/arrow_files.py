@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, validate_utf8
-from data_pipelines.readers.formats.arrow_values import check_values, find_column, iter_records, join_values
+from data_pipelines.readers.formats.arrow_values import check_values, iter_records, iter_texts
 from data_pipelines.readers.formats.parquet import check_column, choose_columns
 from data_pipelines.readers.formats.text_files import check_no_pointer, explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
@@ -23,7 +23,7 @@ def read_arrow(path: Path, context: ReadContext) -> Iterator[Document]:
     with _open(path) as (schema, batches):
         check_column(path, context.text_field, schema)
         for batch in batches:
-            for value in join_values(check_values(find_column(batch, context.text_field))):
+            for value in iter_texts(batch, context.text_field, checks=True):
                 row += 1
                 where = f"{path}: row {row}"
                 if value is None:

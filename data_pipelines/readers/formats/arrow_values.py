@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipelines.readers.documents import Document
-from data_pipelines.readers.fields import PARAGRAPHS, find_text
+from data_pipelines.readers.fields import PARAGRAPHS, find_text, join_fields, split_field
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 NOT_UTF8 = f"{SKIPPED}not UTF-8"
@@ -44,6 +44,22 @@ def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _decode(item) for key, item in value.items()}
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def iter_texts(batch: Any, field: str, *, checks: bool = False) -> Iterator[Document | None]:
+    """The text of each row, from one column or from several, such as `title,body`; None where there is none.
+
+    `checks` is for values that no reader has looked at.
+    """
+    columns = [find_column(batch, name) for name in split_field(field, batch.schema.names)]
+    texts = [join_values(check_values(column) if checks else column) for column in columns]
+    if len(texts) == 1:
+        yield from texts[0]
+        return
+    for row in zip(*texts, strict=True):
+        parts = [None if part is None else str(part, "utf-8", "surrogateescape") for part in row]
+        text = join_fields(parts)
+        yield None if text is None else text.encode("utf-8", "surrogateescape")
 
 
 def join_values(values: Any) -> Iterator[Document | None]:

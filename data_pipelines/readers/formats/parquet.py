@@ -17,12 +17,13 @@ from data_pipelines.readers.fields import (
     LABEL,
     list_fields,
     plain_name,
+    split_field,
     suggest_command,
     suggest_for_tokens,
     suggest_path,
     suggest_prepare,
 )
-from data_pipelines.readers.formats.arrow_values import find_column, is_list, join_values
+from data_pipelines.readers.formats.arrow_values import is_list, iter_texts
 from data_pipelines.readers.formats.text_files import check_no_pointer, explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
@@ -46,9 +47,9 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
     """The rows of a group by its number; the file has `row` rows before them."""
     column = context.text_field
     with open_parquet(path) as file:
-        stored = _find_stored([field.path for field in file.schema], column)
-        for batch in file.iter_batches(ROWS, row_groups=[group], columns=[stored], use_threads=False):
-            for value in join_values(find_column(batch, column)):
+        stored = _list_stored(file, column)
+        for batch in file.iter_batches(ROWS, row_groups=[group], columns=stored, use_threads=False):
+            for value in iter_texts(batch, column):
                 row += 1
                 where = f"{path}: row {row}"
                 if value is not None:
@@ -62,17 +63,18 @@ def _measure_column(file: Any, group: int, column: str) -> int:
 
     A row is read first. That raises for damaged metadata, where pyarrow 26.0 would end the process.
     """
-    paths = [field.path for field in file.schema]
-    stored = _find_stored(paths, column)
-    next(file.iter_batches(1, row_groups=[group], columns=[stored], use_threads=False), None)
-    metadata = file.metadata.row_group(group)
-    chosen = [number for number, path in enumerate(paths) if _is_of_column(path, stored)]
+    stored = _list_stored(file, column)
+    next(file.iter_batches(1, row_groups=[group], columns=stored, use_threads=False), None)
+    metadata, paths = file.metadata.row_group(group), [field.path for field in file.schema]
+    chosen = [number for number, path in enumerate(paths) if any(_is_of_column(path, name) for name in stored)]
     return sum(metadata.column(number).total_uncompressed_size for number in chosen)
 
 
-def _find_stored(paths: list[str], column: str) -> str:
-    """What names the column in the file: itself or, where lists are on the way to it, the column of these."""
-    return column if any(_is_of_column(path, column) for path in paths) else column.partition(".")[0]
+def _list_stored(file: Any, field: str) -> list[str]:
+    """What names each column in the file: itself or, where lists are on the way to it, the column of these."""
+    paths = [part.path for part in file.schema]
+    names = split_field(field, file.schema_arrow.names)
+    return [name if any(_is_of_column(path, name) for path in paths) else name.partition(".")[0] for name in names]
 
 
 def _is_of_column(path: str, column: str) -> bool:
@@ -106,8 +108,13 @@ def _read_metadata(path: Path, size: int, modified: int) -> Any:
     return parquet.read_metadata(path)
 
 
-def check_column(path: Path, column: str, schema: Any) -> None:
-    """Raise `UserError` unless the schema has one column of this name or path, of strings or lists of strings."""
+def check_column(path: Path, field: str, schema: Any) -> None:
+    """Raise `UserError` unless the schema has one column of each name or path, of strings or lists of strings."""
+    for name in split_field(field, schema.names):
+        _check_column(path, name, schema)
+
+
+def _check_column(path: Path, column: str, schema: Any) -> None:
     kind = _find_type(column, schema)
     if kind is not None and _is_text(kind):
         return
