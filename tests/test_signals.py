@@ -24,9 +24,13 @@ from gptjax.supervision.signals import STOP_SIGNALS, GracefulShutdown, StopReque
 
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch):
-    """On a machine that stands still for seconds a thread has time to speak, and none ends this process."""
+    """On a machine that stands still a thread has time to speak, none ends this process, and none speaks later."""
     monkeypatch.setattr(stop_signals, "ANNOUNCE_SECONDS", 600.0)
     monkeypatch.setattr(stop_signals, "GRACE_SECONDS", 3600.0)
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "signals":
+            thread.join(timeout=300)
 
 
 @pytest.fixture(autouse=True)

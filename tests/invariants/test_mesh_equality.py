@@ -130,7 +130,7 @@ def replicated_fraction(tree: Any) -> float:
         ("muon", MeshConfig(data=8)),
         pytest.param("muon", MeshConfig(data=2, tensor=4), marks=pytest.mark.slow),
         ("all options", MeshConfig(fsdp=8)),
-        ("all options", MeshConfig(data=2, fsdp=2, tensor=2)),
+        pytest.param("all options", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
         ("adamw, modern model", MeshConfig(data=2, fsdp=4)),
     ],
     ids=lambda value: value.describe() if isinstance(value, MeshConfig) else value,

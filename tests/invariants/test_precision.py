@@ -23,7 +23,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import INITIAL_SCALE
 
 ROWS, LENGTH = 16, 128
-BASE = GPTConfig(num_layers=4, embed_dim=64, num_heads=4, context_length=LENGTH, vocab_size=128)
+BASE = GPTConfig(num_layers=2, embed_dim=64, num_heads=4, context_length=LENGTH, vocab_size=128)
 CONFIGS = {
     "gpt2": BASE,
     "documents": replace(BASE, intra_document_mask=True, short_window=48, window_pattern="SL", bias=False),
@@ -32,8 +32,8 @@ CONFIGS = {
         tie_embeddings=False, head_bias=True, num_sinks=2, logit_softcap=15.0,
     ),
     "speedrun": replace(
-        BASE, positions="rotary", unet_skips="learned", x0_mix=True, value_embeddings="01..", value_residual=True,
-        embedding_norm=True,
+        BASE, num_layers=4, positions="rotary", unet_skips="learned", x0_mix=True, value_embeddings="01..",
+        value_residual=True, embedding_norm=True,
     ),
     "nanochat": replace(BASE, positions="rotary", x0_mix=True, value_embeddings="01", value_gate=True),
 }  # fmt: skip
