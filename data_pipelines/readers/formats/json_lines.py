@@ -12,7 +12,7 @@ from data_pipelines.readers.fields import describe_fields, find_text, suggest_co
 from data_pipelines.readers.formats.tables import is_json_array, read_json_array
 from data_pipelines.readers.formats.text_files import COMPRESSED, is_json_object, open_file, write_edit, write_filter
 from gptjax.core.errors import UserError, quote
-from gptjax.core.json_names import RepeatedName, explain_names, parse_fields
+from gptjax.core.json_names import explain_names, parse_fields
 
 SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
 JSON_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
@@ -105,8 +105,6 @@ def explain_line(line: bytes, error: Exception, *, where: str) -> str:
 
     `where` is FILE:LINE.
     """
-    if isinstance(error, RepeatedName):
-        return str(error)
     is_cut = line.strip() == b"{" or ("Extra data" in str(error) and line.lstrip().startswith(b"{"))
     advice = f" Each record must be a line of its own: {write_filter('jq -c .', _path_of(where))}" if is_cut else ""
     if line.lstrip().startswith((b"{'", b"[{'")):
