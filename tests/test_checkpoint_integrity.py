@@ -7,6 +7,7 @@ import resource
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from checkpoint_states import CONFIG, assert_same, list_names, make_abstract_state, make_state, save_steps
@@ -266,7 +267,10 @@ def test_save_into_a_run_that_was_moved_makes_no_second_one(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `report_unraisable` is silent there
 def test_full_disk_is_one_error_without_tracebacks_of_threads(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """A limit of the size of files stands for the disk."""
     state = save_steps(tmp_path, 1)
@@ -283,5 +287,10 @@ def test_full_disk_is_one_error_without_tracebacks_of_threads(
         manager.save(2, state, metadata={}, best_value=None)
         manager.wait()
         assert manager.steps == [1, 2]
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        monkeypatch.setattr("gptjax.checkpoints.checkpoint.commit_checkpoint", Mock(side_effect=full))
+        manager.save(3, state, metadata={}, best_value=None)
+        with pytest.raises(UserError, match=r"No space left on device\. A checkpoint takes .* free on its file system"):
+            manager.wait()
     assert "Traceback" not in "".join(capfd.readouterr())
     assert not caplog.records

@@ -11,6 +11,7 @@ import pytest
 from scored import draw_pairs, write_documents
 from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
+from gptjax.checkpoints import disk_space
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -90,11 +91,16 @@ def test_finished_run_trained_again_says_so_and_does_nothing(
     assert sum(starts) < 1e6
 
 
-def test_run_may_start_from_weights_with_a_shorter_context(finished: TrainConfig, shards: Path) -> None:
+def test_run_may_start_from_weights_with_a_shorter_context(
+    finished: TrainConfig, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file system says that nothing is free, which need not be true."""
+    monkeypatch.setattr(disk_space, "find_free_bytes", lambda _: 0)
     start = str(finished.directory)
     config = tiny_config(shards, name="later", steps=2, init_from=start, model={"context_length": 8})
     assert train(config) == 0
     assert [step for step, _ in read_lines(config.directory)] == [1, 2]
+    assert "No save may find room. While" in capsys.readouterr().out
     assert read_lines(config.directory)[0][1] < 2.5, "the first loss is that of trained weights"
 
 

@@ -37,7 +37,7 @@ from gptjax.checkpoints.checkpoint_format import (
 from gptjax.checkpoints.disk_space import check_space, count_bytes, describe_lack
 from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps, measure_logs, suggest_anew
 from gptjax.checkpoints.joint_save import JointCheckpointer
-from gptjax.checkpoints.rotation import ALL_DAMAGED, Choice, choose_step, clear_unfinished, make_way, prune
+from gptjax.checkpoints.rotation import ALL_DAMAGED, Choice, choose_step, clear_unfinished, list_kept, make_way, prune
 from gptjax.core.directory_identity import DirectoryIdentity
 from gptjax.core.errors import UserError
 from gptjax.core.files import make_directories
@@ -79,14 +79,30 @@ class CheckpointConfig:
         if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
             raise UserError(f"checkpoint.every_minutes is {self.every_minutes}; it must be above 0 and finite.")
 
-    def count_saves(self, existing: Collection[int], *, start: int, steps: int) -> int:
-        """The most checkpoints that a run from `start` on adds to these at a time, the one in writing included."""
-        many = [interval for interval in (self.every, self.keep_every) if interval is not None]
-        to_come = 1 + sum(steps // interval - start // interval for interval in many)
-        for_good = 0 if self.keep_every is None else steps // self.keep_every - start // self.keep_every
-        passing = [step for step in existing if self.keep_every is None or step % self.keep_every]
-        most = max(1, self.keep + self.keep_best + 1 - len(passing)) + for_good
-        return min(most, to_come) if self.every_minutes is None else most
+    def count_saves(
+        self, existing: Collection[int], *, best: int | None, evaluates: bool, start: int, steps: int
+    ) -> int:
+        """The most checkpoints that a run from `start` on adds to these at a time, the one in writing included.
+
+        `best` is the best of these, if one is. A run that `evaluates` may find another. It may save each step with
+        `every_minutes`.
+        """
+        if start >= steps:
+            return 0
+        intervals = (None if self.every_minutes is None else 1, self.every, self.keep_every)
+        due = {step for every in intervals if every for step in range(start - start % every + every, steps, every)}
+        may_be_best = [best] if best in existing else []
+        may_be_best += sorted(due) if self.keep_best and evaluates else []
+        best = next((step for step in may_be_best if self.keep_every is None or step % self.keep_every), None)
+        # No later save leaves fewer, so the last one finds most; or the first one does, before old ones are deleted.
+        kept = list_kept([*existing, *due], best=best, keep=self.keep, keep_every=self.keep_every)
+        return 1 + max(0, len(kept) - len(existing))
+
+    @property
+    def savings(self) -> list[str]:
+        """The options with which a run keeps fewer checkpoints."""
+        options = {"keep": self.keep > 1, "keep-best=False": self.keep_best, "keep-every=None": bool(self.keep_every)}
+        return [f"--checkpoint.{option}" for option, saves in options.items() if saves]
 
     def should_save(self, step: int, *, steps: int) -> bool:
         """Whether a checkpoint is due after `step` of `steps`. After the last step one always is."""
@@ -122,12 +138,14 @@ class CheckpointManager:
         self._choice = Choice()
         self._bytes = 0
 
-    def check_space(self, state: "training_state.TrainState", *, steps: int) -> None:
+    def check_space(self, state: "training_state.TrainState", *, steps: int, evaluates: bool) -> None:
         """See `disk_space.check_space`. It looks before the first save of a start, in the first process."""
         self._bytes, start = count_bytes(state), int(state.step)
         if jax.process_index() == 0 and not self._attempts:
-            count = self._config.count_saves([step for step in self.steps if step <= start], start=start, steps=steps)
-            check_space(self._directory, count if start < steps else 0, nbytes=self._bytes)
+            existing = [step for step in self.steps if step <= start]
+            best = self.best if self._config.keep_best else None
+            count = self._config.count_saves(existing, best=best, evaluates=evaluates, start=start, steps=steps)
+            check_space(self._directory, count, nbytes=self._bytes, savings=self._config.savings)
 
     def clear(self, begin: Callable[[], object] = lambda: None) -> None:
         """Clear what a killed process left behind, and set aside what the chosen step does not go on from.

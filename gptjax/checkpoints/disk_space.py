@@ -2,14 +2,15 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from gptjax.checkpoints.integrity import list_steps
 from gptjax.checkpoints.rotation import list_remains
-from gptjax.core.errors import UserError
 from gptjax.core.files import format_bytes
 from gptjax.process.console import print_once
 
@@ -32,10 +33,11 @@ def find_free_bytes(directory: Path) -> int | None:
     return None
 
 
-def check_space(directory: Path, count: int, *, nbytes: int) -> None:
-    """Warn if so many more checkpoints do not find room. With a count of 0 nothing is to be saved.
+def check_space(directory: Path, count: int, *, nbytes: int, savings: Sequence[str] = ()) -> None:
+    """Warn if so many more checkpoints may not find room. With a count of 0 nothing is to be saved.
 
-    `nbytes` are those of the arrays of one. Raises a `UserError` where there is no room for these.
+    `nbytes` are those of the arrays of one. `savings` are the options with which fewer are kept. No start is refused:
+    some file systems compress, or say that nothing is free.
     """
     free = find_free_bytes(directory)
     if free is None or not count:
@@ -44,23 +46,33 @@ def check_space(directory: Path, count: int, *, nbytes: int) -> None:
     size = nbytes + _BESIDES
     if count * size <= free:
         return
-    found = f"{directory} has {format_bytes(free)} free, and a checkpoint of this run takes {format_bytes(size)}"
-    if free < nbytes:
-        raise UserError(f"{found}: nothing could be saved. Free space, or choose another --output-dir.")
+    many = "No save may find room."
+    if size <= free:
+        many = f"Up to {count} more will be there at a time ({format_bytes(count * size)}), with the one in writing."
+    elsewhere = "move the run directory to another disk" if list_steps(directory) else "choose another --output-dir"
+    fewer = f" Fewer are kept by {', '.join(savings)}." if savings and size <= free else ""
     print_once(
-        f"warning: {found}. Up to {count} more will be there at a time ({format_bytes(count * size)}), counting the "
-        "one that is being written. When the disk is full, saves fail, and training goes on. Free space, or keep fewer "
-        "checkpoints: --checkpoint.keep, --checkpoint.keep-best=False, --checkpoint.keep-every=None."
+        f"warning: {directory} has {format_bytes(free)} free, and a checkpoint of this run takes {format_bytes(size)}. "
+        f"{many} While a save finds no room, training goes on without it. Free space, or {elsewhere}.{fewer}"
     )
 
 
 def describe_lack(directory: Path, message: str, *, nbytes: int) -> str:
     """What a save had needed that failed with this message, and what there is; empty for other failures."""
-    if not any(text in message for text in _FULL):
+    if not any(text in message for text in _FULL):  # of an error of another process, there is no number
         return ""
+    if os.strerror(errno.ENOSPC) in message and _has_no_inodes(directory):
+        return " Its file system has no inodes left (df -i): files must be deleted, of whatever size."
     free = find_free_bytes(directory)
     there = "" if free is None else f", and {format_bytes(free)} are free on its file system"
     return f" A checkpoint takes {format_bytes(nbytes + _BESIDES)}{there}."
+
+
+def _has_no_inodes(directory: Path) -> bool:
+    with suppress(OSError):
+        disk = os.statvfs(directory)
+        return disk.f_files > 0 and disk.f_favail == 0  # some file systems count none
+    return False
 
 
 def _count_file_bytes(directory: Path) -> int:

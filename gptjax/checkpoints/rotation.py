@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,14 +33,19 @@ def prune(directory: Path, *, keep: int, keep_best: bool, keep_every: int | None
     Each is renamed first: a deletion in place that is killed would leave a directory that looks complete.
     """
     steps = complete_steps(directory)
-    kept = {*steps[-keep:], *([find_best_step(directory)] if keep_best else [])}
-    if keep_every is not None:
-        kept |= {step for step in steps if step % keep_every == 0}
-    for step in set(steps) - kept:
+    best = find_best_step(directory) if keep_best else None
+    for step in set(steps) - list_kept(steps, best=best, keep=keep, keep_every=keep_every):
         renamed = directory / f"{step}{_DELETED}"
         (directory / str(step)).rename(renamed)
         sync_path(directory)
         shutil.rmtree(renamed)
+
+
+def list_kept(steps: Iterable[int], *, best: int | None, keep: int, keep_every: int | None) -> set[int]:
+    """Those of these steps whose checkpoints stay: the newest `keep`, the best, and all that `keep_every` divides."""
+    existing = set(steps)
+    for_good = {step for step in existing if step == best or (keep_every is not None and step % keep_every == 0)}
+    return for_good.union(sorted(existing)[-keep:])
 
 
 def clear_unfinished(directory: Path, *, reported: Collection[int] = ()) -> None:
@@ -92,7 +97,7 @@ def choose_step(directory: Path, back_to: int | None = None) -> Choice:
             "again, remove these"
         )
     passed_over: dict[int, str] = {}
-    for step in reversed(_list_kept(directory)):
+    for step in reversed(_list_remaining(directory)):
         path = directory / str(step)
         problem = describe_incomplete(path)
         if not (damage := [problem] if problem else find_damage_once(path)):
@@ -118,7 +123,7 @@ def check_roll_back(directory: Path, step: int) -> None:
     """Raise a UserError if there is no such checkpoint, or if it is damaged, unless the run has gone back to it."""
     if _list_gone_back(directory, step):
         return
-    if step not in (existing := _list_kept(directory)):
+    if step not in (existing := _list_remaining(directory)):
         listed = ", ".join(map(str, existing)) or "none"
         raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
     if damage := find_damage_once(directory / str(step)):
@@ -171,7 +176,7 @@ def find_last_kept(directory: Path) -> int | None:
     return min((int(path.name.split(".")[0]) for path in _list_begun(directory)), default=None)
 
 
-def _list_kept(directory: Path) -> list[int]:
+def _list_remaining(directory: Path) -> list[int]:
     """The steps, ascending, without those that a killed process was setting aside."""
     last = find_last_kept(directory)
     return [step for step in list_steps(directory) if last is None or step <= last]

@@ -210,7 +210,7 @@ class _Run:
             state = restore_state(config, checkpoints, step, self.fingerprints, mesh, self.modules)
             state = state or startup.initialize_state(config, mesh, modules=self.modules)
             start = int(state.step)
-            checkpoints.check_space(state, steps=config.steps)
+            checkpoints.check_space(state, steps=config.steps, evaluates=bool(self.evaluators.opened))
             checkpoints.clear(self.end_start)  # until all have their state, one that is refused undoes the start
         if rollback_record is None:
             begin_run(config, self.tokenizer, source=self.source)

@@ -136,7 +136,8 @@ class Judge:
             else:
                 self._add_first(i, mark, own_time - mark.time)
         self._last = now
-        self.seen |= {i: seen.mark.host for i, seen in self._marks.items() if seen.is_fresh}
+        # Another thread may be reading the one before.
+        self.seen = self.seen | {i: seen.mark.host for i, seen in self._marks.items() if seen.is_fresh}
         return next(filter(None, map(self._judge, sorted(self._marks))), None)
 
     def _add_first(self, i: int, mark: Mark, age: float) -> None:
