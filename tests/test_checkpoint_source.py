@@ -67,7 +67,7 @@ def test_a_name_may_say_which_checkpoint_of_a_run(saved: Path, tmp_path: Path, m
     ]
     assert describe_source(RunDir.open("run@0")) == "run at step 0"
     assert RunDir.open("run@0").load_model(0).config == model.config
-    with pytest.raises(UserError, match=r"run@0 is step 0, but step 5 is asked for"):
+    with pytest.raises(UserError, match=r"run was named with step 0, but --step=5 is 5"):
         RunDir.open("run@0").find_step("5")
     with pytest.raises(UserError, match=r"has no step 7\. Use one of 0, 5"):
         open_checkpoint("run@7")

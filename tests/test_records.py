@@ -14,6 +14,7 @@ from data_pipelines.readers.documents import ReadContext, iter_documents
 from data_pipelines.readers.records import NamedRecord, find_record_files, iter_blocks
 from data_pipelines.readers.sources import open_source
 from gptjax.core.errors import UserError
+from gptjax.core.json_names import explain_names, parse_fields, parse_record
 
 
 def read(*paths: Path, block_bytes: int = 2**20) -> list[NamedRecord]:
@@ -43,11 +44,14 @@ def test_json_is_an_array_or_lines(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
 def test_a_name_with_two_values_is_an_error_in_its_place(tmp_path, name):
-    rows = ['{"n": 1, "m": [{"n": 1, "n": 1}]}', '{"n": 1, "m": [{"n": 1, "n": true, "n": 2}]}', '{"n": 3}']
+    rows = ['{"n": 1, "m": [{"n": 1, "n": 1}]}', '{"n": 1, "id": {"m": 1, "m": 2}, "i": 1, "i": 2}', '{"n": 3}']
+    values = (("1", "true"), ("1", "1.0"), ('{"a": [1]}', '{"a": [true]}'), ('{"a": 1, "a": 2}', '"several values"'))
+    rows += [f'{{"m": [{{"n": {first}, "n": {second}, "n": {first}}}]}}' for first, second in values]
     (tmp_path / name).write_text("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]")
-    (_, first), (where, error), (_, last) = read(tmp_path / name)
-    assert (first, last) == ({"n": 1, "m": [{"n": 1}]}, {"n": 3})
-    assert str(error).startswith(f'{where}: "n" stands twice in one object, with different values. Keep the one')
+    (_, first), (_, unread), (_, third), *wrong = read(tmp_path / name)
+    assert (first, unread, third) == ({"n": 1, "m": [{"n": 1}]}, {"n": 1}, {"n": 3})
+    for where, error in wrong:
+        assert str(error).startswith(f'{where}: "n" stands twice in one object, with different values. Keep the one')
     rows = ['{"text": "a", "n": 1, "n": 2}', '{"text": "b", "text": "c"}']
     (tmp_path / name).write_text("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]")
     texts, context = list[bytes](), ReadContext()
@@ -55,6 +59,15 @@ def test_a_name_with_two_values_is_an_error_in_its_place(tmp_path, name):
         texts += map(bytes, iter_documents([chunk], context))
     assert texts == [b"a"], "only the field that is read matters"
     assert '"text" stands twice in one object' in str(context.notes.lines())
+
+
+def test_equal_values_of_a_name_are_one_and_a_deep_value_is_looked_through():
+    twice = '{"n": NaN, "n": NaN, "m": {"a": 1, "b": 2}, "m": {"b": 2, "a": 1}}'
+    assert repr(parse_record(twice)) == "{'n': nan, 'm': {'a': 1, 'b': 2}}"
+    value = parse_fields('{"n": 1, "n": 2}')
+    for _ in range(10_000):
+        value = [value]
+    assert '"n" stands twice' in str(explain_names(value))
 
 
 def test_blocks_of_lines_hold_all_lines(tmp_path):

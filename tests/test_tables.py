@@ -4,6 +4,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -14,6 +15,7 @@ from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from data_pipelines.readers.files import open_files
+from data_pipelines.readers.formats.tables import LACKING
 from data_pipelines.readers.paths import find_split
 from data_pipelines.readers.records import iter_blocks
 from gptjax.core.errors import UserError
@@ -35,21 +37,21 @@ def read(path: Path, context: ReadContext | None = None) -> list[str]:
     return [str(document, "utf-8") for document in documents_in(open_files(str(path)), context or ReadContext())]
 
 
-def write_records(path: Path) -> Path:
+def write_records(path: Path, records: list[dict[str, Any]] = RECORDS) -> Path:
     """The records in the format that the name says."""
     match path.suffix:
         case ".jsonl":
-            path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+            path.write_text("".join(json.dumps(record) + "\n" for record in records))
         case ".json":
-            path.write_text(json.dumps(RECORDS, indent=1))
+            path.write_text(json.dumps(records, indent=1))
         case ".parquet":
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
         case ".arrow":
-            table = pyarrow.Table.from_pylist(RECORDS)
+            table = pyarrow.Table.from_pylist(records)
             with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table, max_chunksize=2)
         case ".feather":
-            table = pyarrow.Table.from_pylist(RECORDS)
+            table = pyarrow.Table.from_pylist(records)
             with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
     return path
@@ -71,6 +73,28 @@ def test_the_text_of_a_record_is_found_in_every_format(kind: str, field: str, ex
     assert read(path, ReadContext(field))[1:2] == [expected]
     if field.startswith("title"):
         assert len(read(path, ReadContext("title"))) == 2, "a null alone is no text"
+
+
+NULLS = [
+    {"a": {"b": None}, "c": "1"},
+    {"a": None, "c": "2"},
+    {"c": "3"},
+    {"a": {}, "c": "4"},
+    {"a": {"b": "5"}},
+    {"a": None},
+]
+"""A table has null for what a record of JSON lacks."""
+
+
+@pytest.mark.parametrize(("kind", "lacking"), [("jsonl", 3), ("json", 3), ("parquet", 0)])
+def test_a_null_or_absent_field_leaves_the_text_of_others(kind: str, lacking: int, tmp_path: Path):
+    context = ReadContext("a.b,c")
+    assert read(write_records(tmp_path / f"records.{kind}", NULLS), context) == ["1", "2", "3", "4", "5"]
+    assert (context.notes[LACKING], context.notes[INVALID]) == (lacking, 1)
+    if lacking:
+        assert context.notes.first[LACKING].endswith('3: has no "a.b"; it has "c".')
+        wrong = [{"a": "x", "c": "1"}, {"a": {"b": 2}, "c": "2"}]
+        assert read(write_records(tmp_path / f"wrong.{kind}", wrong), context) == []
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow"])
@@ -225,6 +249,8 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.txt", bytes(257) + b"ustar", r"is a tar archive; unpack it first: tar xf \S*a\.txt"),
         ("a.jsonl", b'{\n"text": "a"\n}\n', "must be a line of its own: jq -c . .*a.jsonl > .*a.lines.jsonl"),
         ("a.jsonl", b'{"text": "a"}{"text": "b"}', "must be a line of its own: jq -c . .*a.jsonl > .*a.lines.jsonl"),
+        ("a.jsonl", b'{"text": "a"}}\n', r"Extra data at character 14\.$"),
+        ("a.json", b'{"text": "a"} # x', r"Extra data: .*char 14\)\.$"),
         ("a.jsonl", b'[{"role": "user", "content": "a"}]\n', "Conversations are for .*prepare_chat"),
         ("a.csv", b"Context,Response\na,b\n", "Conversations are for .*prepare_chat"),
         ("a.json", b'[[{"from": "human", "value": "a"}]]\n', "Conversations are for .*prepare_chat"),

@@ -92,11 +92,12 @@ def test_spec_chooses_split_and_version(there, spec, expected):
 def test_text_field_chooses_the_feature(there):
     for name, field in (("many", "a"), ("many", "b"), ("two", "story"), ("plain", "text")):
         assert next(documents_in(open_source(f"tfds:gptjaxtales/{name}"), ReadContext(field))) == story(0)
-    for field in ("story", "id"):
+    assert next(documents_in(open_source("tfds:gptjaxtales/many"), ReadContext("b,a"))) == b"\n\n".join([story(0)] * 2)
+    for field, given in (("story", "story"), ("id", "id"), ("story", "text,story")):
         with pytest.raises(
             UserError, match=rf"no text feature '{field}'; it has id \(Scalar\), text \(Text\) \(--text-field"
         ):
-            next(documents_in(open_source("tfds:gptjaxtales/plain"), ReadContext(field)))
+            next(documents_in(open_source("tfds:gptjaxtales/plain"), ReadContext(given)))
 
 
 def test_reading_imports_neither_tensorflow_nor_jax(there):

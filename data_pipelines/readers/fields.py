@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.readers.documents import Document
 from gptjax.core.errors import UserError
 from gptjax.tokenization.messages import find_role
 
@@ -26,18 +27,31 @@ QUESTION_AND_ANSWER = (
 MESSAGE = ({"role", "content"}, {"from", "value"})
 """Fields of a message."""
 
+_ABSENT = object()
+"""The value of a field that a record lacks."""
 
-def find_text(record: Mapping[str, Any], field: str) -> str | None:
+
+def find_text(record: Mapping[str, Any], field: str, *, absent: list[str] | None = None) -> str | None:
     """The text under `field`: a key, or keys separated by dots, such as `content.text`. None if there is no text.
 
     In a list of objects the rest of the path is looked up in each: `paragraphs.text`. Of several fields, such as
-    `title,body`, the texts become paragraphs. One of them may be null or blank.
+    `title,body`, the texts become paragraphs. One of them may be null, empty or blank. Those that the record lacks are
+    put into `absent`; without that list there is then no text.
     """
-    if len(names := split_field(field, record)) == 1:
-        return join_text(record[field] if field in record else _descend(record, field.split(".")))
-    found = [find_text(record, name) for name in names]
-    is_known = all(text is not None or record.get(name, "") is None for name, text in zip(names, found, strict=True))
-    return join_fields(found) if is_known else None
+    names = split_field(field, record)
+    values = [record[name] if name in record else _descend(record, name.split(".")) for name in names]
+    found = [join_text(value) for value in values]
+    if len(names) == 1:
+        return found[0]
+    lacks = [name for name, value in zip(names, values, strict=True) if value is _ABSENT]
+    has_others = any(
+        text is None and value not in (None, [], _ABSENT) for text, value in zip(found, values, strict=True)
+    )
+    if has_others or (lacks and absent is None):
+        return None
+    if absent is not None:
+        absent += lacks
+    return join_fields(found)
 
 
 def split_field(field: str, known: Collection[str]) -> list[str]:
@@ -49,6 +63,12 @@ def join_fields(texts: Sequence[str | None]) -> str | None:
     """The texts of several fields as paragraphs, without blank ones; None where no field has a text."""
     given = [text for text in texts if text is not None]
     return PARAGRAPHS.join(text for text in given if text.strip()) if given else None
+
+
+def join_bytes(texts: Sequence[Document | None]) -> bytes | None:
+    """The same of texts as bytes, which need not be UTF-8."""
+    text = join_fields([None if text is None else str(text, "utf-8", "surrogateescape") for text in texts])
+    return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
 def rename_fields(record: Any, renamed: Mapping[str, str], *, known: frozenset[str], where: str) -> Any:
@@ -185,7 +205,9 @@ def _descend(value: Any, keys: list[str]) -> Any:
     for number, key in enumerate(keys):
         if isinstance(value, list):
             return [_descend(item, keys[number:]) for item in value]
-        value = value.get(key) if isinstance(value, Mapping) else None
+        if value is None or value is _ABSENT:
+            return value
+        value = value.get(key, _ABSENT) if isinstance(value, Mapping) else False  # as wrong as other types
     return value
 
 

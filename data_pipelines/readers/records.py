@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.readers.fields import plain_name
 from data_pipelines.readers.files import suggest_source
 from data_pipelines.readers.formats import array_records, arrow_files
 from data_pipelines.readers.formats.arrow_values import iter_records
@@ -20,7 +21,7 @@ from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array,
 from data_pipelines.readers.formats.text_files import LOOKED_BYTES, open_file
 from data_pipelines.readers.paths import BESIDE, find_files, keep_data, tell_once
 from gptjax.core.errors import UserError, count_of, quote
-from gptjax.core.json_names import RepeatedName, explain_names, parse_record
+from gptjax.core.json_names import RepeatedName, explain_names, parse_fields, parse_record
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"
@@ -61,22 +62,25 @@ def find_record_files(spec: str) -> tuple[Path, ...]:
 
 
 def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[RecordBlock]:
-    """Yield the blocks of a file, the same ones each time. Of Parquet and Arrow only the columns `fields` are read."""
+    """Yield the blocks of a file, the same ones each time. Only the fields, or columns, `fields` are read.
+
+    Of JSON all fields are there, but for unread ones in which a name has several values.
+    """
     name = path.name.lower()
     if name.endswith(PARQUET_SUFFIX):
         return _iter_row_groups(path, fields)
     if name.endswith(arrow_files.SUFFIXES):
         return _iter_given(arrow_files.iter_arrow_rows(path, fields), block_bytes)
     if array_records.drop_number(name).endswith(array_records.SUFFIXES):
-        return _iter_array_records(path, block_bytes)
+        return _iter_array_records(path, fields, block_bytes)
     if name.endswith(TABLE_SUFFIXES):
         return _iter_given(_check_cells(iter_rows(path)), block_bytes)
     if name.endswith(JSON_SUFFIXES) and is_json_array(path):
-        return _iter_given(_check_items(iter_array(path)), block_bytes)
-    return _iter_lines(path, block_bytes)
+        return _iter_given(_check_items(iter_array(path), fields), block_bytes)
+    return _iter_lines(path, fields, block_bytes)
 
 
-def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
+def _iter_lines(path: Path, fields: tuple[str, ...], block_bytes: int) -> Iterator[RecordBlock]:
     check_lines(path)
     with open_file(path) as file:
         if not path.name.lower().endswith(SUFFIXES) and not _begins_as_json(file.peek(LOOKED_BYTES)):
@@ -85,7 +89,7 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
             raise UserError(f"{path}: is plain text, {wanted}. {advice}")
         number = 1
         while lines := file.readlines(block_bytes):
-            yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, f"{path}:", number, lines))
+            yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, f"{path}:", number, lines, fields))
             number += len(lines)
 
 
@@ -118,20 +122,33 @@ def _suggest_json(path: Path) -> str:
     return f"This makes JSON of it: python -c '{code}' < {given} > {written}"
 
 
-def _iter_array_records(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
+def _iter_array_records(path: Path, fields: tuple[str, ...], block_bytes: int) -> Iterator[RecordBlock]:
     for number, contents in array_records.iter_contents(path, block_bytes=block_bytes):
-        yield RecordBlock(sum(map(len, contents)), partial(_parse_lines, f"{path}: record ", number, contents))
+        read = partial(_parse_lines, f"{path}: record ", number, contents, fields)
+        yield RecordBlock(sum(map(len, contents)), read)
 
 
-def _parse_lines(place: str, first: int, lines: list[bytes]) -> Iterator[NamedRecord]:
+def _parse_lines(place: str, first: int, lines: list[bytes], fields: tuple[str, ...]) -> Iterator[NamedRecord]:
     for number, line in enumerate(lines, start=first):
         if line.strip():
             where = f"{place}{number}"
             try:
                 yield where, parse_record(line.decode("utf-8-sig"))
+            except RepeatedName:
+                yield where, _check_names(where, parse_fields(line.decode("utf-8-sig")), fields)
             except (ValueError, RecursionError) as error:
-                note = REPEATED if isinstance(error, RepeatedName) else NOT_JSON
-                yield where, InvalidRecord(f"{where}: {explain_line(line, error, where=where)}", note)
+                yield where, InvalidRecord(f"{where}: {explain_line(line, error, where=where)}", NOT_JSON)
+
+
+def _check_names(where: str, record: Any, fields: tuple[str, ...]) -> Any:
+    """The record without fields in which a name has several values; an `InvalidRecord` if such a field is read."""
+    if (repeated := explain_names(record)) is None:
+        return record
+    if isinstance(record, dict):
+        found = {name: explain_names({name: value}) for name, value in record.items()}
+        repeated = next((found[name] for name in found if found[name] and {name, plain_name(name)} & {*fields}), None)
+        record = {name: value for name, value in record.items() if found[name] is None}
+    return record if repeated is None else InvalidRecord(f"{where}: {repeated}", REPEATED)
 
 
 def _iter_given(records: Iterator[NamedRecord], block_bytes: int) -> Iterator[RecordBlock]:
@@ -147,11 +164,10 @@ def _iter_given(records: Iterator[NamedRecord], block_bytes: int) -> Iterator[Re
         yield RecordBlock(size, partial(iter, block))
 
 
-def _check_items(items: Iterator[NamedRecord]) -> Iterator[NamedRecord]:
-    """Items of an array, with a `UserError` for one in which a name has several values."""
+def _check_items(items: Iterator[NamedRecord], fields: tuple[str, ...]) -> Iterator[NamedRecord]:
+    """Items of an array, with a `UserError` for one in which a name that is read has several values."""
     for where, item in items:
-        repeated = explain_names(item)
-        yield where, item if repeated is None else InvalidRecord(f"{where}: {repeated}", REPEATED)
+        yield where, _check_names(where, item, fields)
 
 
 def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:

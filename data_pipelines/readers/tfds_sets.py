@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
+from data_pipelines.readers.fields import join_bytes, split_field
 from data_pipelines.readers.formats.array_records import split_records
 from data_pipelines.readers.optional_packages import needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
@@ -37,14 +38,15 @@ class TfdsSet:
 
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         size, records = self._mean_size, self._records
-        _find_feature(self.spec, self.directory, context.text_field)
+        _find_features(self.spec, self.directory, context.text_field)
         for begin, end in split_records(len(records), size * len(records), context):
             yield from DocumentBlock(size * (end - begin), partial(self._read, begin, end)).chunks(context)
 
     def _read(self, begin: int, end: int, context: ReadContext) -> Iterator[Document]:
-        feature = _find_feature(self.spec, self.directory, context.text_field)
+        names = _find_features(self.spec, self.directory, context.text_field)
         for number, record in enumerate(self.read_records(begin, end), start=begin):
-            yield validate_utf8(record[feature], context, where=f"{self.spec}: record {number}")
+            text = record[names[0]] if len(names) == 1 else join_bytes([record[name] for name in names])
+            yield validate_utf8(text or b"", context, where=f"{self.spec}: record {number}")
 
     def read_records(self, begin: int, end: int) -> list[dict[str, Any]]:
         """The records from `begin` to `end`, with all features as TFDS decodes them."""
@@ -101,15 +103,15 @@ def _open_split(spec: str, directory: Path, split: str) -> Any:
         raise UserError(f"source {spec}: split {split!r} in {directory}: {quote_error(error)}.") from None
 
 
-def _find_feature(spec: str, directory: Path, text_field: str) -> str:
-    """The feature that holds the text. Raises `UserError` where there is none of that name."""
+def _find_features(spec: str, directory: Path, text_field: str) -> list[str]:
+    """The features that hold the text. Raises `UserError` where there is none of such a name."""
     features = {name: type(kind).__name__ for name, kind in _open_builder(spec, directory).info.features.items()}
     texts = [name for name, kind in features.items() if kind == "Text"]
-    feature = texts[0] if text_field == TEXT_FIELD and len(texts) == 1 else text_field
-    if feature not in texts:
+    names = texts if text_field == TEXT_FIELD and len(texts) == 1 else split_field(text_field, texts)
+    if unknown := [name for name in names if name not in texts]:
         held = ", ".join(f"{name} ({kind})" for name, kind in sorted(features.items()))
-        raise UserError(f"source {spec}: no text feature {text_field!r}; it has {held} (--text-field chooses another).")
-    return feature
+        raise UserError(f"source {spec}: no text feature {unknown[0]!r}; it has {held} (--text-field chooses another).")
+    return names
 
 
 def open_tfds(spec: str) -> TfdsSet | None:

@@ -1,6 +1,7 @@
 """Names that stand twice in a JSON object, of which Python takes the last in silence."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from gptjax.core.errors import quote
@@ -19,50 +20,54 @@ SEVERAL = _Several()
 class RepeatedName(ValueError):
     """A name has several values."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(explain_repeated(name))
-
-
-def explain_repeated(name: str) -> str:
-    """What is wrong with a name that has several values, and what to do."""
-    return f'"{quote(name)}" stands twice in one object, with different values. Keep the one that is meant.'
-
 
 def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An `object_pairs_hook`. Raises `ValueError` for a name that stands twice, though its values be equal."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{quote(next(name for name in names if names.count(name) > 1))} stands twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{quote(name)} stands twice")
     return out
 
 
 def _refuse_several(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = _mark_several(pairs)
-    if len(out) < len(pairs):
-        for name, value in out.items():
-            if value is SEVERAL:
-                raise RepeatedName(name)
+    if len(out) < len(pairs) and any(value is SEVERAL for value in out.values()):
+        raise RepeatedName
     return out
 
 
 def _mark_several(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
-        for name in out:
-            first, *others = (value for other, value in pairs if other == name)
-            if any(value != first for value in others):
+        out = dict[str, Any]()
+        for name, value in pairs:
+            if (first := out.setdefault(name, value)) is not value and not _is_same(first, value):
                 out[name] = SEVERAL
     return out
 
 
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two values are written alike but for blanks and order: 1 is neither 1.0 nor true, and NaN is NaN."""
+    try:
+        return json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    except (TypeError, RecursionError):  # `SEVERAL`, or too deep to compare
+        return False
+
+
 def explain_names(value: Any) -> str | None:
     """What is wrong where a value of `parse_fields` has a name with several values, however deep; None if none has."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, part in parts:
-        found = explain_repeated(str(name)) if part is SEVERAL else explain_names(part)
-        if found is not None:
-            return found
+    parts = [value]
+    while parts:  # the decoder may go deeper than calls of Python may
+        part = parts.pop()
+        if isinstance(part, dict):
+            for name, inner in part.items():
+                if inner is SEVERAL:
+                    twice = f'"{quote(name)}" stands twice in one object, with different values'
+                    return f"{twice}. Keep the one that is meant."
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
     return None
 
 

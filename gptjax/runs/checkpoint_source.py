@@ -158,10 +158,11 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
             raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {advice}")
         advice = suggest_neighbour(directory) or f" {NANOGPT_WORDS.get(str(spec), WANTED)}"
         raise UserError(f"{directory} is not there.{advice}")
-    found = SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(spec, imports=imports)
-    if which != "latest":
-        found.find_step(which)
-    return found
+    if not is_saved_model(directory):
+        return RunDir.open(spec, imports=imports)
+    model = SavedModel.open(directory)
+    model.find_step(which)
+    return model
 
 
 def locate_checkpoint(spec: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from gptjax.config import TrainConfig
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, quote
+from gptjax.core.files import shorten_path
 from gptjax.core.serialization import Modules
 from gptjax.finetuning.lora import LoRA
 from gptjax.finetuning.model_config import EXTENDABLE_FIELDS, as_frozen_model
@@ -56,7 +57,8 @@ def load_frozen_weights(
     found, wanted = saved.model_config.resolved_vocab_size, config.model.resolved_vocab_size
     if found != wanted:
         raise UserError(f"{source} has {found:,} tokens, the model that is trained {wanted:,}. Use the same tokenizer.")
-    check_same_tokenizer(config.data.load_tokenizer(), saved.tokenizer, name=source)
+    place = shorten_path(saved.directory) if isinstance(saved, RunDir) else source
+    check_same_tokenizer(config.data.load_tokenizer(), saved.tokenizer, name=place)
     own = as_frozen_model(saved.model_config, config.model)
     if own.context_length < config.model.context_length:
         raise UserError(

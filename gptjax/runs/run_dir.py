@@ -86,8 +86,8 @@ class RunDir:
     tokenizer: Tokenizer | None
     modules: Modules
     """Modules with a user's own classes."""
-    which: str = "latest"
-    """The checkpoint that `latest` stands for: `latest` itself, `best` or a step's digits."""
+    step: int | None = None
+    """The checkpoint that it was opened at, which `latest` then stands for. None: no certain one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RunDir":
         if len(args) == 1 and not kwargs:
@@ -122,7 +122,8 @@ class RunDir:
         own = [("the data", load_data_tokenizer)] if goes_on else []
         recorded = list_recorded(content, modules)
         tokenizer = read_saved_tokenizer(directory, damaged, [*own, *recorded], goes_on=goes_on)
-        run = cls(directory, content, tokenizer, modules, which)
+        step = None if which == "latest" else find_step(directory / CHECKPOINTS, which)
+        run = cls(directory, content, tokenizer, modules, step)
         _ = run.model_config
         return run
 
@@ -151,11 +152,13 @@ class RunDir:
 
         Raises a `UserError` if there is none, or if the run was opened at another one.
         """
-        step = find_step(self.directory / CHECKPOINTS, self.which if which == "latest" else which)
-        if "latest" not in (which, self.which) and step != (
-            opened := find_step(self.directory / CHECKPOINTS, self.which)
-        ):
-            raise UserError(f"{self.directory}@{self.which} is step {opened}, but step {which} is asked for. Give one.")
+        if self.step is not None and which == "latest":
+            which = self.step
+        step = find_step(self.directory / CHECKPOINTS, which)
+        if self.step not in (None, step):
+            raise UserError(
+                f"{self.directory} was named with step {self.step}, but --step={which} is {step}. Give one."
+            )
         return step
 
     def has_ema(self, which: str | int = "latest") -> bool:

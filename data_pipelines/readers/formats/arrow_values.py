@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipelines.readers.documents import Document
-from data_pipelines.readers.fields import PARAGRAPHS, find_text, join_fields, split_field
+from data_pipelines.readers.fields import PARAGRAPHS, find_text, join_bytes, split_field
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 NOT_UTF8 = f"{SKIPPED}not UTF-8"
@@ -53,13 +53,7 @@ def iter_texts(batch: Any, field: str, *, checks: bool = False) -> Iterator[Docu
     """
     columns = [find_column(batch, name) for name in split_field(field, batch.schema.names)]
     texts = [join_values(check_values(column) if checks else column) for column in columns]
-    if len(texts) == 1:
-        yield from texts[0]
-        return
-    for row in zip(*texts, strict=True):
-        parts = [None if part is None else str(part, "utf-8", "surrogateescape") for part in row]
-        text = join_fields(parts)
-        yield None if text is None else text.encode("utf-8", "surrogateescape")
+    yield from texts[0] if len(texts) == 1 else map(join_bytes, zip(*texts, strict=True))
 
 
 def join_values(values: Any) -> Iterator[Document | None]:

@@ -9,10 +9,17 @@ from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text, suggest_command, suggest_for_list
-from data_pipelines.readers.formats.tables import is_json_array, read_json_array
-from data_pipelines.readers.formats.text_files import COMPRESSED, is_json_object, open_file, write_edit, write_filter
+from data_pipelines.readers.formats.tables import is_json_array, read_json_array, report_absent
+from data_pipelines.readers.formats.text_files import (
+    COMPRESSED,
+    is_before_object,
+    is_json_object,
+    open_file,
+    write_edit,
+    write_filter,
+)
 from gptjax.core.errors import UserError, quote
-from gptjax.core.json_names import RepeatedName, explain_names, parse_fields
+from gptjax.core.json_names import explain_names, parse_fields
 
 SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
 JSON_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
@@ -74,7 +81,7 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
         record = parse_object(bytes(validate_utf8(line, context, where=where)), where=where)
     except UserError as error:
         return context.skip_record(str(error))
-    if (text := find_text(record, context.text_field)) is None:
+    if (text := find_text(record, context.text_field, absent=(absent := list[str]()))) is None:
         if (repeated := explain_names(record)) is not None:
             return context.skip_record(f"{where}: {repeated}")
         field, known = context.text_field, quote(describe_fields(record))
@@ -82,6 +89,7 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
         found = f"{there}one with {known or 'no keys'} (--text-field chooses another)"
         wanted = f'wanted an object with a string "{field}"'
         return context.skip_record(f"{where}: {wanted}, got {found}.{suggest_command(record)}")
+    report_absent(absent, record, context, where=where)
     return encode_utf8(text, context, where=where)
 
 
@@ -105,9 +113,7 @@ def explain_line(line: bytes, error: Exception, *, where: str) -> str:
 
     `where` is FILE:LINE.
     """
-    if isinstance(error, RepeatedName):
-        return str(error)
-    is_cut = line.strip() == b"{" or ("Extra data" in str(error) and line.lstrip().startswith(b"{"))
+    is_cut = line.strip() == b"{" or is_before_object(error)
     advice = f" Each record must be a line of its own: {write_filter('jq -c .', _path_of(where))}" if is_cut else ""
     if line.lstrip().startswith((b"{'", b"[{'")):
         advice = " JSON has double quotes; Python's json.dumps writes them."

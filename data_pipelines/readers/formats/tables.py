@@ -22,7 +22,7 @@ from data_pipelines.readers.fields import (
     suggest_command,
     suggest_for_list,
 )
-from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, write_edit, write_filter
+from data_pipelines.readers.formats.text_files import COMPRESSED, is_before_object, open_file, write_edit, write_filter
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.json_names import explain_names, parse_fields
@@ -35,6 +35,7 @@ LOOKED_BYTES = 2**18
 """How much of a table is looked at before it is read."""
 TORN = "a cell with line ends is read only in quotes, from a table that has one near its start."
 """Why a line may be no row in a table whose first lines are all rows."""
+LACKING = "records had not all fields of --text-field and were read without"
 MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
 
@@ -99,8 +100,10 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
             as_text = " Make objects of them: " + write_filter("jq -c '.[] | {text: .}'", path)
             advice = suggest_for_list(record) or (as_text if isinstance(record, str) else " Wanted such as [{…}, {…}].")
             raise UserError(f"{path}: holds no array of objects; its first item is {found}.{advice}")
-        text = find_text(record, context.text_field) if isinstance(record, dict) else None
+        absent = list[str]()
+        text = find_text(record, context.text_field, absent=absent) if isinstance(record, dict) else None
         if text is not None:
+            report_absent(absent, record, context, where=where)
             yield encode_utf8(text, context, where=where)
         elif (repeated := explain_names(record)) is not None:
             context.skip_record(f"{where}: {repeated}")
@@ -109,6 +112,13 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
             wanted = f'wanted an object with text in "{context.text_field}"'
             advice = f"(--text-field chooses one).{suggest_command(record if isinstance(record, dict) else ())}"
             context.skip_record(f"{where}: {wanted}; there is {known} {advice}")
+
+
+def report_absent(absent: list[str], record: Mapping[str, Any], context: ReadContext, *, where: str) -> None:
+    """Report fields that a record lacks beside one with text, for a name may be misspelled."""
+    if absent:
+        names = quote(list_fields([f'"{name}"' for name in absent]))
+        context.report_problem(LACKING, f"{where}: has no {names}; it has {quote(describe_fields(record))}.")
 
 
 def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
@@ -269,7 +279,7 @@ def iter_array(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         items = parse_fields(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        is_several = content.lstrip()[:1] == b"{" and "Extra data" in str(error)
+        is_several = is_before_object(error)
         advice = f" One object a line is read: {write_filter('jq -c .', path)}" if is_several else ""
         if not is_several and re.search(rb",\s*[\]}]|^\s*(//|/\*|#)", content, re.MULTILINE):
             advice = " JSON has no comments, and no comma before ] or }: remove them."

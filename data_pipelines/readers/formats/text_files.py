@@ -70,6 +70,12 @@ def is_json_object(line: bytes) -> bool:
         return False
 
 
+def is_before_object(error: Exception) -> bool:
+    """Whether an error of parsing JSON is about an object behind the first one, which `jq` reads."""
+    is_extra = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+    return is_extra and error.doc.lstrip()[:1] == "{" == error.doc[error.pos]
+
+
 def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
     """The texts between separators, without the line ends around these; blank ones are left out."""
     begin = 0
