@@ -180,6 +180,8 @@ def compare_muon_flops(muon: Muon, compiled: Compiled, *, mesh: MeshConfig) -> t
 def compile_case(options: Options, case: Case) -> None:
     """Compile one case and print its counts. Exits with a message if a condition of the benchmark does not hold."""
     target, mesh, config = TARGETS[case.target], parse_mesh(case.mesh), load_config(case.recipe)
+    model = replace(config.model, vocab_size=config.model.vocab_size or 50257)  # an open one is taken to be GPT-2's
+    config = replace(config, model=model)
     phase = next(phase for phase in config.phases if phase.begin == case.step)
     compiled = compile_first_fit(options, config, phase=phase, target=target, mesh=mesh)
     model, batch, failures = (

@@ -21,7 +21,7 @@ from gptjax.optim import AdamW, Cosine
 config = replace(
     base,
     name="gpt2_cpu",
-    model=replace(base.model, context_length=256, vocab_size=4096),
+    model=replace(base.model, context_length=256),
     data=replace(base.data, tokenizer="bpe:4096"),
     objective=NextToken(chunk_tokens=512),
     optimizer=AdamW(learning_rate=4e-3, beta2=0.99, schedule=Cosine(warmup_steps=100, min_ratio=0.1)),

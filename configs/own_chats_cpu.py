@@ -24,7 +24,7 @@ config = replace(
     name="own_chats_cpu",
     steps=100,
     batch_size=2,
-    model=replace(base.model, vocab_size=None, intra_document_mask=True),
+    model=replace(base.model, intra_document_mask=True),
     data=TokenShards(packing="best_fit_truncate"),
     optimizer=AdamW(learning_rate=1e-3, schedule=Constant(warmup_steps=5)),
     objective=SFT(),

@@ -22,9 +22,7 @@ config = replace(
     name="own_text_cpu",
     steps=3500,
     batch_size=4,
-    model=replace(
-        base.model, context_length=256, vocab_size=None, compute=replace(base.model.compute, head_dtype="bfloat16")
-    ),
+    model=replace(base.model, context_length=256, compute=replace(base.model.compute, head_dtype="bfloat16")),
     data=TokenShards(),
     objective=NextToken(chunk_tokens=128),
     checkpoint=replace(base.checkpoint, every=500),

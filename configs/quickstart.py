@@ -26,7 +26,7 @@ config = TrainConfig(
         embed_dim=128,
         num_heads=4,
         context_length=128,
-        vocab_size=1024,
+        vocab_size=None,
         bias=False,
         compute=ComputeConfig(dtype="auto", remat="none", scan_layers="off"),
     ),

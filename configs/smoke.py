@@ -24,7 +24,6 @@ config = replace(
         num_layers=2,
         embed_dim=64,
         context_length=64,
-        vocab_size=None,
         compute=replace(base.model.compute, scan_layers="auto"),
     ),
     data=replace(base.data, tokenizer="bytes"),

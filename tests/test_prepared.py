@@ -8,10 +8,13 @@ import pytest
 
 from data_pipelines import prepared
 from data_pipelines.prepared import Prepared
+from gptjax.config import load_config
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
+from gptjax.runs.startup import prepare_config
+from gptjax.runs.trainer import train
 
 
 def write_jsonl(path, texts):
@@ -46,6 +49,18 @@ def test_prepared_is_prepared_once(tmp_path, cache, capsys):
     assert data.resolve() == plain
     assert Prepared(source=source, tokenizer="bytes", split="tail:0.1").resolve().path != plain.path
     assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "gpt2_cpu", "modern_cpu"])
+def test_text_with_fewer_merges_than_a_config_asks_for_trains(name, tmp_path, cache):
+    """All of the config but its size, its steps and its evaluators."""
+    config = load_config(name)
+    data = dataclasses.replace(config.data, source=write_jsonl(tmp_path / "tales.jsonl", make_texts()))
+    config, tokenizer = prepare_config(dataclasses.replace(config, data=data, output_dir=str(tmp_path / "runs")))
+    assert 257 < config.model.vocab_size == tokenizer.vocab_size < 1000
+    if name == "quickstart":
+        model = dataclasses.replace(config.model, num_layers=1, embed_dim=32, context_length=32)
+        assert train(dataclasses.replace(config, model=model, steps=1, evaluators=())) == 0
 
 
 def test_prepared_from_a_changed_text_is_another(tmp_path, cache):

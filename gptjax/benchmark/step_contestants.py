@@ -225,7 +225,12 @@ def _silence() -> contextlib.AbstractContextManager[Any]:
 def prepare_benchmark(
     config: TrainConfig, modules: Modules | None = None, *, random_data: bool
 ) -> tuple[TrainConfig, Tokenizer | None]:
-    """The config with its data prepared, or with random tokens in their place, and its tokenizer."""
+    """The config with its data prepared, or with random tokens in their place, and its tokenizer.
+
+    The data is prepared also for random tokens where only its tokenizer tells the size of the vocabulary.
+    """
+    if random_data and config.model.vocab_size is None:
+        config, _ = startup.prepare_config(config, modules)
     config = replace(config, data=RandomTokens()) if random_data else config
     return startup.prepare_config(config, modules)
 
