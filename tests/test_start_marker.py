@@ -394,6 +394,30 @@ def test_marker_renews_itself_and_hears_of_the_end_of_the_process(start_of, monk
     assert at_exit == []
 
 
+def test_marker_is_removed_once_a_slow_file_system_allows_it(start_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(start_marker, "CLOSE_SECONDS", 0.01)
+    others = threading.enumerate()
+    marker = start_of(0)
+    (thread,) = [one for one in threading.enumerate() if one.name == "start marker" and one not in others]
+    is_held, is_free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with marker._lock:
+            is_held.set()
+            is_free.wait()
+
+    exchange = threading.Thread(target=hold)
+    exchange.start()
+    is_held.wait()
+    marker.close()
+    assert not process_end.has_peers()
+    assert list_left(tmp_path / "runs") != []
+    is_free.set()
+    for one in (exchange, thread):
+        one.join(timeout=300)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_second_process_of_a_number_is_refused_and_tells_nothing(start_of, tmp_path: Path):
     first, other = start_of(1), start_of(0)
     second = start_of(1)

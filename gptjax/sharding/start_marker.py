@@ -38,6 +38,8 @@ WAITING_SECONDS = 8.0
 """The same for one that waits: so do others, and they read every second."""
 SIGNAL_SECONDS = 3.0
 """The same after a signal, whose sender waits for the end."""
+CLOSE_SECONDS = 2.0
+"""One that goes on waits so long for its file system, to remove its marker. Later the marker's thread does it."""
 MOST = 256
 """More processes leave no markers: they would read each other's faster than a shared file system gives them."""
 _JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -109,6 +111,7 @@ class StartMarker:
         self._places = [Place(start, self._content)]
         self._lock = threading.RLock()  # the handler of a signal may come while its thread holds it
         self._closed = threading.Event()
+        self._is_cleared = False
         self._waits = False
 
     @classmethod
@@ -204,19 +207,28 @@ class StartMarker:
 
     def close(self) -> None:
         """Remove the marker from all places. No other process is told of anything from now on."""
-        if self._closed.is_set() or not self._lock.acquire(timeout=2.0):
+        if self._closed.is_set():
             return
         self._closed.set()
         set_peers(None)
         set_early_announcement(None)
         atexit.unregister(self.close)
-        for place in self._places:
-            place.clear()
-        self._lock.release()
+        self._clear(timeout=CLOSE_SECONDS)
+
+    def _clear(self, *, timeout: float) -> None:
+        if not self._lock.acquire(timeout=timeout):
+            return
+        try:
+            for place in [] if self._is_cleared else self._places:
+                place.clear()
+            self._is_cleared = True
+        finally:
+            self._lock.release()
 
     def _exchange_forever(self) -> None:
         while not self._closed.wait(self._places[0].judge.interval):
             self._exchange()
+        self._clear(timeout=-1.0)  # without a limit
 
     def _exchange(self) -> None:
         with self._lock:
@@ -224,4 +236,5 @@ class StartMarker:
                 return
             self._content["beat"] += 1
             for place in self._places:
-                place.exchange()
+                if not self._closed.is_set():  # another thread may close it meanwhile
+                    place.exchange()

@@ -70,9 +70,8 @@ class Place:
         """Remove the marker, that of a process whose end is told, and the directories that were made for them."""
         directory, cause = self.start.directory, self._content["cause"]
         with contextlib.suppress(OSError):
-            marks = self._read()
             for i in (self.start.index, *([] if cause is None else cause[:1])):
-                mark = marks.get(i)
+                mark = self.read_mark(i)
                 if mark is not None and (mark.id == self._id or self.judge.is_dead(mark)):
                     (directory / str(i)).unlink(missing_ok=True)
             for folder in [directory, *directory.parents][: max(1, self._made)]:
