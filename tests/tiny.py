@@ -127,15 +127,27 @@ def write_config(path: Path, config: TrainConfig) -> Path:
     return path
 
 
-_ports = itertools.cycle(range(20_000, 32_000))
+def _list_ports() -> list[int]:
+    """Those that the system gives to no connection by itself."""
+    with contextlib.suppress(OSError):  # not Linux
+        first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+        return [port for port in range(10_000, 65_000) if not first <= port <= last] or [*range(first, last)]
+    return [*range(20_000, 32_000)]
+
+
+_PORTS = _list_ports()
+_calls = itertools.count()
 
 
 def find_free_port() -> int:
-    """A port on which nobody listens, of those that the system gives to no connection, and another at each call."""
+    """A port on which nobody listens, and another at each call."""
+    is_dual = socket.has_dualstack_ipv6()  # a server may listen on both
     while True:
-        port = 20_000 + (next(_ports) + 97 * os.getpid()) % 12_000
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("localhost", port))
+        port = _PORTS[(next(_calls) + 97 * os.getpid()) % len(_PORTS)]
+        with socket.socket(socket.AF_INET6 if is_dual else socket.AF_INET) as found, contextlib.suppress(OSError):
+            if is_dual:
+                found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            found.bind(("", port))
             return port
 
 
