@@ -116,11 +116,11 @@ def test_records_come_from_files_directories_and_patterns(tmp_path):
     with pyarrow.CompressedOutputStream(str(tmp_path / "sub/d.ndjson.zst"), "zstd") as file:
         file.write(b'{"n": 4}\n{"n": 5}\n')
     (tmp_path / "readme.md").write_text("not data")
-    blocks = [block for path in find_record_files(str(tmp_path)) for block in iter_blocks(path, fields=())]
+    blocks = [block for path in find_record_files(str(tmp_path)).paths for block in iter_blocks(path, fields=())]
     found = [(where, record["n"]) for block in blocks for where, record in block.read()]
     places = ["b.jsonl:1", "b.jsonl:4", "sub/c.JSONL.gz:1", "sub/d.ndjson.zst:1", "sub/d.ndjson.zst:2"]
     assert found == [(f"{tmp_path}/{place}", number) for number, place in enumerate(places, start=1)]
-    assert [path.name for path in find_record_files(f"{tmp_path}/**/*.gz")] == ["c.JSONL.gz"]
+    assert [path.name for path in find_record_files(f"{tmp_path}/**/*.gz").paths] == ["c.JSONL.gz"]
     (tmp_path / "empty").mkdir()
     for spec, message in [
         ("empty", "the directory holds no"),

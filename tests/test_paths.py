@@ -4,12 +4,15 @@ import os
 
 import pytest
 
-from data_pipelines.readers.paths import find_files, hash_names_sizes_times, identify_files
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.files import open_files
+from data_pipelines.readers.paths import EXPLAIN_DEAD, find_files, hash_names_sizes_times, identify_files
+from data_pipelines.readers.record_sources import open_records
 from gptjax.core.errors import UserError
 
 
 def find(spec):
-    return find_files(str(spec), lambda name: name.endswith(".txt"), known=".txt", otherwise=" Or else.")
+    return find_files(str(spec), lambda name: name.endswith(".txt"), known=".txt", otherwise=" Or else.").paths
 
 
 def find_below(root, spec):
@@ -41,14 +44,22 @@ def test_no_file_is_read_twice(tmp_path):
     assert find_below(tmp_path, "d") == ["d/data/a.txt", "d/data/deep/b.txt"]
 
 
-def test_broken_links_and_pipes_are_told_and_left_out_or_refused_alone(tmp_path, capsys):
+def test_broken_links_and_pipes_are_told_and_left_out_or_refused_alone(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").symlink_to("nowhere")
     (tmp_path / "b.log").symlink_to("nowhere either")
     for spec in (tmp_path, f"{tmp_path}/*.txt"):
-        assert find(spec) == (tmp_path / "a.txt",)
-        told = f"source {spec}: not read: 1 link to nothing; the first: {tmp_path}/b.txt\n"
-        assert told in capsys.readouterr().err
+        files, context = open_files(str(spec)), ReadContext()
+        assert files.paths == (tmp_path / "a.txt",)
+        list(files.chunks(context))
+        told = f"1 link to nothing not read; the first: {tmp_path}/b.txt: {EXPLAIN_DEAD}"
+        assert told in context.notes.lines()
+        with pytest.raises(UserError, match=r"b\.txt: is a link to nothing\. Remove"):
+            list(files.chunks(ReadContext(strict=True)))
+    (tmp_path / "c.jsonl").write_text("{}")
+    (tmp_path / "d.jsonl").symlink_to("nowhere")
+    found = [each for block in open_records(f"{tmp_path}/*.jsonl").iter_blocks((), 1) for each in block.read()]
+    assert (found[0][1], str(found[1][1])) == ({}, f"{tmp_path}/d.jsonl: {EXPLAIN_DEAD}")
     for spec in (f"{tmp_path}/b.*", tmp_path / "b.txt"):
         with pytest.raises(UserError, match=r"b\.(log|txt): is a link to nothing, a pipe or a device"):
             find(spec)

@@ -92,7 +92,7 @@ def test_a_name_of_the_hub_without_its_prefix_is_suggested():
 def test_settings_beside_records_are_not_read_and_told(tmp_path, capsys):
     for name in ("a.jsonl", "settings.json"):
         (tmp_path / name).write_text("{}")
-    assert [path.name for path in find_record_files(str(tmp_path))] == ["a.jsonl"]
+    assert [path.name for path in find_record_files(str(tmp_path)).paths] == ["a.jsonl"]
     assert "1 file beside the data" in (told := capsys.readouterr().err)
     assert told.endswith("the first: settings.json\n")
 
@@ -103,7 +103,7 @@ def test_array_records_are_records(tmp_path):
     for record in (b'{"text": "a"}', b"no JSON", b'{"text": "b"}'):
         writer.write(record)
     writer.close()
-    assert find_record_files(str(tmp_path)) == (path,)
+    assert find_record_files(str(tmp_path)).paths == (path,)
     one, (_, wrong), other = read(path)
     assert (one, other) == ((f"{path}: record 1", {"text": "a"}), (f"{path}: record 3", {"text": "b"}))
     assert isinstance(wrong, UserError)

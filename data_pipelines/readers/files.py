@@ -14,7 +14,7 @@ from data_pipelines.readers.formats import array_records, arrow_files, json_line
 from data_pipelines.readers.formats.parquet import read_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, read_text
-from data_pipelines.readers.paths import BESIDE, find_files, identify_files, keep_data
+from data_pipelines.readers.paths import BESIDE, DEAD, EXPLAIN_DEAD, find_files, identify_files, keep_data
 from data_pipelines.recipes import RECIPES
 from gptjax.core.errors import UserError
 from gptjax.core.unicode import replace_surrogates
@@ -70,7 +70,8 @@ def open_files(spec: str) -> "Files":
     )
     others = suggest_source(spec) or others
     is_known, left_out, beside = keep_data(spec, find_reader, is_text=lambda name: find_reader(name) is read_text)
-    return Files(spec, find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}."), left_out, beside)
+    paths, dead = find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}.")
+    return Files(spec, paths, left_out, beside, dead)
 
 
 def suggest_source(spec: str) -> str:
@@ -93,12 +94,16 @@ def suggest_source(spec: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Files in the order given; `left_out` counts those of other formats, `beside` names what stands beside data."""
+    """Files in the order given; `left_out` counts those of other formats, `beside` names what stands beside data.
+
+    `dead` are links to nothing.
+    """
 
     spec: str
     paths: tuple[Path, ...]
     left_out: int = 0
     beside: tuple[str, ...] = ()
+    dead: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -110,6 +115,8 @@ class Files:
         if self.beside:
             context.notes[BESIDE] += len(self.beside)
             context.notes.first.setdefault(BESIDE, replace_surrogates(self.beside[0]))
+        for path in self.dead:
+            context.report_problem(DEAD, f"{path}: {EXPLAIN_DEAD}")
         for path in self.paths:
             reader = find_reader(path.name) or _read_unknown
             if context.separator is not None and reader not in (read_text, _read_unknown):

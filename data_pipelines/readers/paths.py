@@ -36,14 +36,22 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """In the path of a file these could imitate a message of this program."""
 _README = re.compile(r"(?i:readme|licen[cs]e|citation)(\..*)?|(README|LICEN[CS]E)[-_].*")
 """Names of texts that describe the data beside them: also README_zh.md, but not licensed_texts.txt."""
+DEAD, EXPLAIN_DEAD = "links to nothing not read", "is a link to nothing. Remove it, or restore its file."
 BESIDE = "files beside the data, such as a README, not read (a quoted pattern names them)"
 
 
-def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
+class FoundFiles(NamedTuple):
+    """Files that a spec names, and links to nothing among them."""
+
+    paths: tuple[Path, ...]
+    dead: tuple[Path, ...]
+
+
+def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> FoundFiles:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
     A file named by itself or by a pattern may have any name. Hidden files in directories are not read, and no file
-    is read twice. Links to nothing are told and left out, beside files. Where names tell splits, only files of
+    is read twice. Links to nothing are left out where there are files. Where names tell splits, only files of
     training are taken, and a line on stderr says so. `known` and `otherwise` complete the error messages.
     """
     path = expand_path(spec or "no name")
@@ -72,15 +80,13 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     for file in found:
         if _CONTROL.search(str(file)):
             raise UserError(f"{quote(str(file))}: its path has a line end or control characters. Rename that part.")
-    dead = sorted(file for file in found if not file.exists())
-    if len(found) > len(dead) > 0:
-        tell_once(f"note: source {spec}: not read: {count_of(len(dead), 'links to nothing')}; the first: {dead[0]}")
-        found = [file for file in found if file not in set(dead)]
-    for file in found:
+    there = [file for file in found if file.exists()]
+    dead = sorted({*found} - {*there}) if there else []
+    for file in there or found:
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
         check_unpacked(file)
-    return tuple(map(Path, keep_training(spec, list(map(str, sorted(found))))))
+    return FoundFiles(tuple(map(Path, keep_training(spec, list(map(str, sorted(there)))))), tuple(dead))
 
 
 def _suggest_others(directory: Path, files: Sequence[Path]) -> str:
@@ -159,7 +165,7 @@ def _keep_training(spec: str, names: Sequence[str], prefix: str) -> list[str]:
         count = count_of(len(unread), "files of other splits")
         told = f"note: source {spec}: not read: {count}, such as {prefix}{unread[0]}."
         tell_once(told + (hint.format(flag) if flag else ""))
-    return [name for name in names if name not in set(others)]
+    return [name for name in names if splits[name] not in ("validation", "test")]
 
 
 def _join_names(names: list[str], prefix: str) -> str:

@@ -16,6 +16,7 @@ from data_pipelines.readers.records import (
     KNOWN,
     NamedRecord,
     RecordBlock,
+    block_dead,
     find_record_files,
     holds_records,
     iter_blocks,
@@ -57,15 +58,18 @@ class LocalRecords:
 
     @property
     def size(self) -> int:
-        return sum(path.stat().st_size for path in find_record_files(self.spec))
+        return sum(path.stat().st_size for path in find_record_files(self.spec).paths)
 
     def identity(self) -> dict[str, Any]:
-        paths = find_record_files(self.spec)
+        paths = find_record_files(self.spec).paths
         return identify_files(self.spec, paths) | identify_readers(path.name for path in paths)
 
     def iter_blocks(self, fields: tuple[str, ...], block_bytes: int) -> Iterator[RecordBlock]:
-        for path in find_record_files(self.spec):
+        paths, dead = find_record_files(self.spec)
+        for path in paths:
             yield from iter_blocks(path, fields=fields, block_bytes=block_bytes)
+        if dead:
+            yield block_dead(dead)
 
 
 @dataclass(frozen=True)

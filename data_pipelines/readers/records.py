@@ -6,7 +6,7 @@ place as a `UserError`.
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, c
 from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
 from data_pipelines.readers.formats.text_files import LOOKED_BYTES, open_file
-from data_pipelines.readers.paths import BESIDE, find_files, keep_data, tell_once
+from data_pipelines.readers.paths import BESIDE, DEAD, EXPLAIN_DEAD, FoundFiles, find_files, keep_data, tell_once
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.json_names import RepeatedName, explain_names, parse_fields, parse_record
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
@@ -51,7 +51,7 @@ def holds_records(name: str) -> bool:
     return array_records.drop_number(name).endswith((*endings, *array_records.SUFFIXES))
 
 
-def find_record_files(spec: str) -> tuple[Path, ...]:
+def find_record_files(spec: str) -> FoundFiles:
     """A file, the files of known formats in a directory, or the files of a pattern."""
     is_known, _, beside = keep_data(spec, holds_records)
     if beside:
@@ -59,6 +59,12 @@ def find_record_files(spec: str) -> tuple[Path, ...]:
     suggested = suggest_source(spec)
     otherwise = f" Wanted {KNOWN}, hf:OWNER/NAME or tfds:NAME.{f' Or use {suggested}.' if suggested else ''}"
     return find_files(spec, is_known, known=KNOWN, otherwise=otherwise)
+
+
+def block_dead(links: Sequence[Path]) -> RecordBlock:
+    """A block of links to nothing, each a record that is wrong."""
+    wrong = [(str(path), InvalidRecord(f"{path}: {EXPLAIN_DEAD}", DEAD)) for path in links]
+    return RecordBlock(0, partial(iter, wrong))
 
 
 def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[RecordBlock]:
