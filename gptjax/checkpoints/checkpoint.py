@@ -91,7 +91,7 @@ class CheckpointConfig:
             return 0
         intervals = (None if self.every_minutes is None else 1, self.every, self.keep_every)
         due = {step for every in intervals if every for step in range(start - start % every + every, steps, every)}
-        may_be_best = [best] if best in existing else []
+        may_be_best = [step for step in existing if step == best]
         may_be_best += sorted(due) if self.keep_best and evaluates else []
         best = next((step for step in may_be_best if self.keep_every is None or step % self.keep_every), None)
         # No later save leaves fewer, so the last one finds most; or the first one does, before old ones are deleted.
