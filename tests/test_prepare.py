@@ -202,9 +202,11 @@ def test_prepare_notes_a_validation_of_few_tokens(tmp_path, capsys, size, note):
 def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     options = Prepare(source="a.txt", output=tmp_path / "my data", tokenizer="bytes")
     splits = {"train": Counts(documents=1, tokens=500, bytes=500), "val": Counts(documents=1, tokens=257, bytes=257)}
-    assert suggest_next(options, splits).endswith(f"own_text_cpu --steps=300 --data.path='{tmp_path}/my data'")
+    assert suggest_next(options, splits).endswith(
+        f"own_text_cpu --steps=300 --data.path='{tmp_path}/my data' --name='my data'"
+    )
     enough = {"train": Counts(documents=1, tokens=100_000, bytes=9)}
-    assert suggest_next(options, enough).endswith(f"own_text_cpu --data.path='{tmp_path}/my data'")
+    assert f"own_text_cpu --data.path='{tmp_path}/my data' --name=" in suggest_next(options, enough)
     (tmp_path / "my hf").mkdir()
     of_tokenizer = replace(options, tokenizer=str(tmp_path / "my hf"))
     (tmp_path / "my hf/config.json").write_text("{}")
@@ -212,6 +214,8 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     (tmp_path / "my hf/model.safetensors").touch()
     of_model = f"--config=own_finetune_cpu --init-from='{tmp_path}/my hf' --data.path="
     assert of_model in suggest_next(of_tokenizer, splits)
+    same_name = replace(of_tokenizer, output=Path("data/my hf"))
+    assert suggest_next(same_name, splits).endswith(" --name='my hf-tuned'"), "the model is not overwritten"
     few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 8_000_000))
     chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
     assert "--config=own_chats_cpu --data" in suggest_next(chats, few)

@@ -162,5 +162,12 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
         if context < LEAST_CONTEXT:
             return f"next: prepare more text. Training needs {LEAST_CONTEXT + 1} tokens, and there are {tokens}."
         flags += f" --model.context-length={context}"
-    command = f"python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"
-    return f"next: {command}{options.describe_start()}"
+    places = f"--data.path={shlex.quote(str(options.output))} {_name_run(options.output, flags)}"
+    return f"next: python -m gptjax.train {flags} {places}{options.describe_start()}"
+
+
+def _name_run(output: Path, flags: str) -> str:
+    """The flag that names a run after its data: one config may train on several. It is not the run it begins with."""
+    name = output.resolve().name
+    starts = [Path(word.partition("=")[2]).name for word in shlex.split(flags) if word.startswith("--init-from=")]
+    return f"--name={shlex.quote(f'{name}-tuned' if name in starts else name)}"

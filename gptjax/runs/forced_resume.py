@@ -20,12 +20,15 @@ def find_obstacle(
     flags = f"--name=OTHER --init-from={shlex.quote(str(wanted.directory))}"
     advice = f"begin a new run with these weights: {flags}"
     old, new = tokenizers
-    if row_change := _find_row_change(saved, wanted, step):
-        what = f"{row_change} makes other rows of the data, so that the run could not read on where it was"
-    elif None not in (old, new) and old != new:  # the checkpoints so far could not be read beside the new tokenizer
+    if None not in (old, new) and old != new:  # the checkpoints so far could not be read beside the new tokenizer
         change = f"tokenizer: {shorten_fingerprint(old)} → {shorten_fingerprint(new)}"
         what = f"{change} gives ids another meaning, so that the run could not go on"
-        advice = f"begin a new run with these weights, which says whether the ids fit: {flags}"
+        tokenizer = shlex.quote(f"--tokenizer={wanted.directory}")
+        advice = (
+            f"choose another --name. To begin with these weights, prepare the data with {tokenizer}, and give {flags}"
+        )
+    elif row_change := _find_row_change(saved, wanted, step):
+        what = f"{row_change} makes other rows of the data, so that the run could not read on where it was"
     elif part := _find_other_arrays(saved, wanted):
         what = f"the {part} has other arrays than the checkpoint, so that the run could not go on"
         advice = "choose another --name" if part == "model" else advice
