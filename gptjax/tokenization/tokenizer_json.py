@@ -155,8 +155,7 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
     if dropout := content["model"].get("dropout"):
         raise UserError(f"{path}: model.dropout is {quote(repr(dropout))}, so that ids are drawn at random. {ADVICE}")
     added = content["added_tokens"]
-    is_plain = not content["normalizer"] and all(token["special"] for token in added)
-    found = _find_table(content, path) if is_plain else None
+    found = _find_table(content, path) if not content["normalizer"] and all(t["special"] for t in added) else None
     left_out = [token["content"] for token in added if _adds(content["post_processor"], token)]
     return LibraryFile(text, library, content, left_out) if found is None else found._replace(left_out=left_out)
 
