@@ -29,10 +29,10 @@ from typing import Any, ClassVar
 from data_pipelines.encode.bpe_trainer import describe_fewer, train_bpe_on_documents
 from data_pipelines.encode.encoder import (
     DEFAULT_LIMITS,
-    SEPARATES,
     Encoder,
     Limits,
     encode_batches,
+    find_separator,
     iter_batches,
 )
 from data_pipelines.encode.splits import Corpus, choose_default_split
@@ -43,7 +43,7 @@ from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text, parse_separator
 from data_pipelines.readers.sources import count_local_bytes, has_text_files, open_source
 from data_pipelines.recipes import RECIPES
-from data_pipelines.runtime.options import ShardOptions, find_model, require_at_least, run_command
+from data_pipelines.runtime.options import ShardOptions, find_model, read_positions, require_at_least, run_command
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.split_specs import DEFAULT_SPLIT
 from gptjax.core.errors import UserError
@@ -96,11 +96,14 @@ class Prepare(ShardOptions):
             return super().choose_flags(tokens)
         return f"--config=own_finetune_cpu --init-from={shlex.quote(str(model))}"
 
+    def limit_context(self, length: int) -> int:
+        model = find_model(self.tokenizer)
+        return min(length, read_positions(model) or length) if model is not None else length
+
     def suggest_flag(self, manifest: Manifest) -> str | None:
         """A separator that text files have and that was learnt; a split whose validation fills a row."""
-        for note in manifest.notes:
-            if self.separator is None and (found := SEPARATES.search(note)):
-                return found[0]
+        if self.separator is None and (mark := find_separator(manifest.notes)) is not None:
+            return f"--separator={shlex.quote(mark)}"
         tokens, val = sum(count.tokens for count in manifest.splits.values()), manifest.splits.get("val")
         if val is None or val.tokens >= self.least_tokens or self.validation_source is not None:
             return None
@@ -116,8 +119,10 @@ class Prepare(ShardOptions):
 class PrepareForRun(Prepare):
     """The same, as the config of a run asks for it, by flags such as `--data.source` and `--data.split`."""
 
+    again: ClassVar[str] = ""
+    """Other options have another directory."""
+
     def spell_flags(self, text: str) -> str:
-        text = text.replace(" --overwrite", "")  # other options have another directory
         return re.sub(r"--(?=(source|tokenizer|split|text-field|separator|end-of-text)\b)", "--data.", text)
 
 

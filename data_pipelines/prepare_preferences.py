@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from data_pipelines.conversations.block_encoder import ExampleKind
-from data_pipelines.conversations.examples import EncodePair
+from data_pipelines.conversations.examples import AS_TURNS, EncodePair
 from data_pipelines.conversations.preference_formats import FIELDS, read_pair
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.readers.fields import list_columns
@@ -74,7 +74,7 @@ class PreparePreferences(PrepareScored):
         return f"\nRUN is a run or a saved model that has this tokenizer. If you have none, {first}."
 
     def suggest_flag(self, manifest: Manifest) -> str | None:
-        return "--as-turns" if any("--as-turns makes" in note for note in manifest.notes) else None
+        return "--as-turns" if any(AS_TURNS in note for note in manifest.notes) else None
 
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

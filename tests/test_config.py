@@ -209,6 +209,10 @@ def test_protocols_of_config_fields_have_methods_only(protocol: type) -> None:
         ("--steps=-1 --model.num-heads=7 --batch-size 0", ["model.num_heads 7", "steps is -1", "batch_size is 0"]),
         ("--model.positions=foo --model.rotary-fraction=0.5", ["model.positions is 'foo'"]),
         ("--model.positions=learned --model.rotary-fraction=0.5 --seed=-3", ["which needs", "seed is -3"]),
+        (
+            "--model.embed-dim=65 --model.num-heads=7 --model.num-kv-heads=3 --batch-size=0",
+            ["model.embed_dim 65", "batch_size is 0"],
+        ),
     ],
 )
 def test_all_values_that_classes_refuse_are_told_and_nothing_that_follows_from_one(words: str, told: list[str]) -> None:

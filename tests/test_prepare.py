@@ -242,7 +242,7 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
         (6000, 257, None, "--config=own_text_cpu --steps=300 --data"),
     ],
 )
-def test_advice_for_few_tokens_is_a_command_that_works(tmp_path, train, val, flag, next_command):
+def test_advice_for_few_tokens_fits_their_number(tmp_path, train, val, flag, next_command):
     splits = {"train": Counts(1, train, train), "val": Counts(1, val, val)}
     options = Prepare(source="a.txt", output=tmp_path, tokenizer="bytes")
     manifest = run(write_jsonl(tmp_path / "x.jsonl", make_texts(2)), tmp_path / "out", split="none")
@@ -266,8 +266,23 @@ def test_learnt_separators_are_answered_with_the_whole_command(tmp_path, capsys,
         assert "is learnt as text" not in printed
 
 
-def test_command_with_another_value_of_a_flag_has_it_once():
-    words = ["--source=my text", "--split", "tail:0.01", "--overwrite", "--split=none", "--output=o"]
+@pytest.mark.parametrize(
+    ("marks", "flag"),
+    [
+        ("<|endoftext|>" * 199 + "</s>", "--separator='<|endoftext|>'"),
+        ("<|endoftext|>" + "</s>" * 1200, "--separator='</s>'"),
+        ("<p>now 5 <s>9</s></p>", None),
+    ],
+)
+def test_the_commonest_separator_is_advised_unless_it_is_rare(tmp_path, marks, flag):
+    (tmp_path / "page.html").write_text(marks.replace(">", ">some words\n"))
+    options = Prepare(source=f"{tmp_path}/page.html", output=tmp_path / "out", tokenizer="bytes", split="none")
+    assert options.suggest_flag(prepare(options)) == flag
+
+
+@pytest.mark.parametrize("overwrite", ["--overwrite", "--overwrite True", "--no-overwrite"])
+def test_command_with_another_value_of_a_flag_has_it_once(overwrite):
+    words = ["--source=my text", "--split", "tail:0.01", *overwrite.split(), "--split=none", "--output=o"]
     made = "python -m data_pipelines.prepare '--source=my text' --output=o --split=tail:0.1 --overwrite"
     assert write_again("prepare", words, "--split=tail:0.1") == made
 

@@ -1,4 +1,5 @@
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, MODEL, SINGLE, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
+from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepared import Prepared
+from data_pipelines.runtime.options import suggest_next
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
+from gptjax.cli.command_line import parse_config
 from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
@@ -170,6 +174,22 @@ def test_init_from_is_compared_before_data_is_prepared(
     for spec in ("chars", str(source)):
         assert Prepared(tokenizer=spec).foresee_mismatch(open_checkpoint(str(source)).require_tokenizer()) is None
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("length", [50, 190, 400])
+@pytest.mark.parametrize("of_model", [True, False])
+def test_command_that_prepare_prints_finds_rows(source: Path, tmp_path: Path, length: int, of_model: bool) -> None:
+    """Also where the model has fewer positions than the config asks for, and the text fewer tokens."""
+    (tmp_path / "own.txt").write_text(text_of(99)[:length])
+    given = str(source) if of_model else "bytes"
+    options = Prepare(source=f"{tmp_path}/own.txt", output=tmp_path / "data", tokenizer=given, split="none")
+    line = suggest_next(options, prepare(options).splits)
+    _, _, _, command, *words = shlex.split(line)
+    assert command == "gptjax.train"
+    request = parse_config(TrainConfig, [*words, f"--output-dir={tmp_path}"], prog="train", description="")
+    config, own = prepare_config(request.config, explicit_fields=request.explicit_fields)
+    rows = config.data.open(make_read_spec(config, own)).read(np.arange(1))
+    assert rows["tokens"].shape == (1, config.model.context_length)
 
 
 def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ TURNS_FOR_TEXT = (
     "it has messages, and the pairs at the beginning are plain text, so the tokenizer got no tokens of a chat. Give it "
     "them: python -m data_pipelines.extend_tokenizer --help."
 )
-TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats: --as-turns makes turns of them"
+AS_TURNS = "--as-turns makes turns of them"
+TEXT_FOR_CHATS = f"pairs are plain text and not turns, though the tokenizer is for chats: {AS_TURNS}"
 
 
 class Example(NamedTuple):

@@ -38,8 +38,11 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What texts often have between documents."""
 LEARNED_MARKS = (*ENDS, "<|im_start|>")
 """Marks that a reader of text takes for special tokens. They are text here, and that is told."""
-SEPARATES = re.compile(r"--separator='[^']+'")
-"""In a note of a mark, what cuts text files there."""
+LEARNED = "times {0} stands in text and is learnt as text"
+CUTTABLE = LEARNED + "; --separator='{0}' (data.separator in a config) cuts text files"
+"""The notes of a mark, in records and in text files."""
+LEAST_CUTS = 5
+"""A mark that is rarer may be something else, as `</s>` is in HTML."""
 LOST = "times {} stands for text that the vocabulary cannot express"
 DROPPED = "times a character is left out that the vocabulary cannot express: it has no unknown token"
 
@@ -203,9 +206,18 @@ def count_marks(
         if mark in found:
             notes[f"times {mark} stands in text and becomes this token, which is not special"] += times
         else:
-            can_cut = has_text_files and mark in ENDS
-            advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if can_cut else ""
-            notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
+            notes[(CUTTABLE if has_text_files and mark in ENDS else LEARNED).format(mark)] += times
+
+
+def find_separator(notes: Iterable[str]) -> str | None:
+    """The mark that stands most often in text files, by the lines of their notes; None for a few of each."""
+    lines = [line.partition(" ") for line in notes]
+    ends = {CUTTABLE.format(mark).partition(" ")[2]: mark for mark in ENDS}
+    times = {
+        ends[end]: int(count.replace(",", "")) for count, _, note in lines if (end := note.partition(" ")[2]) in ends
+    }
+    most = max(times, key=lambda mark: times[mark], default=None)
+    return None if most is None or times[most] < LEAST_CUTS else most
 
 
 def _iter_documents(batch: UnitBatch, context: ReadContext) -> Iterator[Piece]:

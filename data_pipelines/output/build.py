@@ -57,17 +57,20 @@ def build_shards(
                 (directory / PROGRESS_NAME).unlink(missing_ok=True)  # to continue would end alike
                 raise
             manifest = write_manifest(directory, counts, tokenizer=tokenizer, request=identity, notes=notes)
-    print_splits(output, manifest, spell=options.spell_flags)
+    print_splits(output, manifest, advice=advise_more(manifest, again=options.again), spell=options.spell_flags)
     seconds = time.perf_counter() - start
     print(f"{options.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
     return manifest
 
 
-def advise_more(manifest: Manifest) -> str:
-    """What to do about a small validation split: more text, or a larger part than the split in use gives."""
+def advise_more(manifest: Manifest, *, again: str = ShardOptions.again) -> str:
+    """What to do about a small validation split: more text, or a larger part than the split in use gives.
+
+    `again` follows the flag of another split.
+    """
     larger = enlarge_split(find_used_split(str(manifest.request.get("split")), "; ".join(manifest.notes)))
     return (
-        f"Prepare more text, or give it a larger part, such as --split={larger} --overwrite."
+        f"Prepare more text, or give it a larger part, such as --split={larger}{again}."
         if larger
         else "Prepare more text."
     )

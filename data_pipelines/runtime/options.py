@@ -1,6 +1,6 @@
 """Options that several commands share, and the errors for wrong ones."""
 
-import itertools
+import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +10,9 @@ from typing import ClassVar, TypeVar
 
 from data_pipelines.runtime.split_specs import DEFAULT_SPLIT, enlarge_split, find_used_split
 from gptjax.cli.command_line import parse_options
+from gptjax.cli.flags import drop_flags
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, read_text
 from gptjax.data.fitting_flags import FittingFlags
 from gptjax.data.manifest import Counts, Manifest
 from gptjax.tokenization.tokenizer_json import find_tokenizer_directory
@@ -29,6 +30,8 @@ class ShardOptions:
     """Configs for such shards, as a command shows them."""
     least_tokens: ClassVar[int] = 0
     """Tokens that the config for them reads at a time: a row, and the token after it. 0 where rows are padded."""
+    again: ClassVar[str] = " --overwrite"
+    """What the request needs beside other flags, to replace what it has made."""
     source: str
     """A .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow file, a directory of them, a quoted pattern,
     `hf:OWNER/NAME` or `tfds:NAME`."""
@@ -75,6 +78,10 @@ class ShardOptions:
         """What a message adds about the model with which training may or must begin."""
         return ""
 
+    def limit_context(self, length: int) -> int:
+        """The context length for rows of so many tokens: the model that is trained on may have fewer positions."""
+        return length
+
     def suggest_flag(self, manifest: Manifest) -> str | None:
         """The flag with which the same source is usually meant, where what was made of it tells so."""
         return None
@@ -111,6 +118,17 @@ def find_model(tokenizer: str | None) -> Path | None:
     return directory if is_saved or (directory / "checkpoints").is_dir() else None
 
 
+def read_positions(model: Path) -> int | None:
+    """The context length of a run or of a saved model, by its config.json; None if that does not say one."""
+    try:
+        content = json.loads(read_text(model / "config.json"))
+        found = [content.get(name) for name in ("n_positions", "max_position_embeddings")]
+        found.append(content.get("model", {}).get("context_length"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((positions for positions in found if isinstance(positions, int)), None)
+
+
 def count_weight_bytes(model: Path) -> int:
     """Bytes of the weights of a saved model, or of a run's newest checkpoint."""
     steps = [folder for folder in model.glob("checkpoints/*/model") if folder.parent.name.isdecimal()]
@@ -143,12 +161,8 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
 
 def write_again(module: str, words: Sequence[str], flag: str) -> str:
     """The command of these words once more, with another value of a flag; it replaces what it has made."""
-    name = flag.partition("=")[0]
-    kept = [
-        word
-        for before, word in itertools.pairwise(["", *words])
-        if before != name and word != name and not word.startswith((f"{name}=", "--overwrite"))
-    ]
+    name = flag.removeprefix("--").partition("=")[0]
+    kept = drop_flags(words, name, "overwrite", "no-overwrite")
     return f"{shlex.join(['python', '-m', f'data_pipelines.{module}', *kept])} {flag} --overwrite"
 
 
@@ -161,7 +175,7 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
         context = 2 ** (max(tokens - 1, 1).bit_length() - 1)
         if context < LEAST_CONTEXT:
             return f"next: prepare more text. Training needs {LEAST_CONTEXT + 1} tokens, and there are {tokens}."
-        flags += f" --model.context-length={context}"
+        flags += f" --model.context-length={options.limit_context(context)}"
     places = f"--data.path={shlex.quote(str(options.output))} {_name_run(options.output, flags)}"
     return f"next: python -m gptjax.train {flags} {places}{options.describe_start()}"
 

@@ -13,21 +13,22 @@ MOST_TOLD = 6
 def list_refusals(words: Sequence[str], first: UserError, *, parse: Callable[[list[str]], object]) -> str:
     """The message of the first refusal, and those that are there still when the flags of it are left out.
 
-    A message that names a flag which was left out says nothing of the command line, and ends the search.
+    A message that names a flag which was left out follows from that, and is not told.
     """
     told, left, dropped = [str(first)], list(words), set[str]()
-    while len(told) < MOST_TOLD and (named := _find_named(told[-1], left)):
+    message = told[0]
+    while len(told) < MOST_TOLD and (named := _find_named(message, left)):
         left, dropped = drop_flags(left, *named), dropped | named
         try:
             parse(left)
         except UserError as error:
-            if any(_names(str(error), name) for name in dropped) or not _find_named(str(error), left):
-                break
-            told.append(str(error))
+            message = str(error)
         except SystemExit:
             break
         else:
             break
+        if _find_named(message, left) and not any(_names(message, name) for name in dropped):
+            told.append(message)
     return "\n".join(told)
 
 
