@@ -14,6 +14,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.files import cache_directory, expand_path, hash_json
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import load_shard_tokenizer
+from gptjax.data.source import Mismatch
 from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -63,10 +64,10 @@ class Prepared(TokenShards):
         path = self.path or str(_prepare_in_cache(**options))
         return dataclasses.replace(plain, path=path, tokenizer=None)
 
-    def foresee_mismatch(self, tokenizer: Tokenizer) -> str | None:
+    def foresee_mismatch(self, tokenizer: Tokenizer) -> Mismatch | None:
         if self.path is not None:
             return None
-        prefix, problem = f"the data is made with --data.tokenizer={self.tokenizer}", None
+        problem = None
         size = self.tokenizer.removeprefix("bpe:")
         if self.tokenizer == "chars" or size.isdecimal():
             kind, most = ("chars", sys.maxunicode) if self.tokenizer == "chars" else ("bpe", int(size))
@@ -77,7 +78,7 @@ class Prepared(TokenShards):
             is_alike = given.fingerprint == tokenizer.fingerprint or given.extends(tokenizer)
             if not is_alike and not tokenizer.extends(given):
                 problem = explain_difference(given, tokenizer)
-        return None if problem is None else f"{prefix}, {problem}"
+        return None if problem is None else Mismatch("tokenizer", self.tokenizer, problem)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.cli.command_line import parse_config
 from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
-from gptjax.data.config import TokenShards
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.data.splits import MissingSplit
 from gptjax.evaluators.bigram import BigramBaseline
@@ -171,6 +171,9 @@ def test_init_from_is_compared_before_data_is_prepared(
         data = Prepared(source=f"{tmp_path}/own.txt", tokenizer=spec)
         with pytest.raises(UserError, match=rf"{said}, but .* was trained with chars-48\. Give --data\.tokenizer=/"):
             prepare_config(tiny_config(tmp_path, data=data, init_from=str(source)))
+        mixture = Mixture((MixtureComponent(TokenShards(path="ids")), MixtureComponent(data)))
+        with pytest.raises(UserError, match=r"Give --data\.components\.1\.data\.tokenizer=/"):
+            prepare_config(tiny_config(tmp_path, data=mixture, init_from=str(source)))
     for spec in ("chars", str(source)):
         assert Prepared(tokenizer=spec).foresee_mismatch(open_checkpoint(str(source)).require_tokenizer()) is None
     assert not (tmp_path / "cache").exists()

@@ -127,11 +127,11 @@ def write_config(path: Path, config: TrainConfig) -> Path:
     return path
 
 
-_ports = itertools.cycle(range(20_000, 32_000))
+_ports = itertools.count()
 
 
 def find_free_port() -> int:
-    """A port on which nobody listens, of those that the system gives to no connection, and another at each call."""
+    """A port on which nobody listens, and another at each call. Linux gives it to no connection by default."""
     while True:
         port = 20_000 + (next(_ports) + 97 * os.getpid()) % 12_000
         with socket.socket() as found, contextlib.suppress(OSError):

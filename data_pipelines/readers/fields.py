@@ -38,8 +38,10 @@ def find_text(record: Mapping[str, Any], field: str, *, absent: list[str] | None
     `title,body`, the texts become paragraphs. One of them may be null, empty or blank. Those that the record lacks are
     put into `absent`; without that list there is then no text.
     """
+    if field in record:
+        return join_text(record[field])
     names = split_field(field, record)
-    values = [record[name] if name in record else _descend(record, name.split(".")) for name in names]
+    values = [_descend(record, [name] if name in record else name.split(".")) for name in names]
     found = [join_text(value) for value in values]
     if len(names) == 1:
         return found[0]

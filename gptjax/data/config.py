@@ -14,7 +14,7 @@ from gptjax.data.preferences import check_kind
 from gptjax.data.row_readers import MixtureReader, SequenceReader, check_stream
 from gptjax.data.sequences import Sequences, open_sequences
 from gptjax.data.shards import Format, load_shard_tokenizer
-from gptjax.data.source import DataSource, ReadSpec, RowSet
+from gptjax.data.source import DataSource, Mismatch, ReadSpec, RowSet
 from gptjax.data.splits import find_split_files, open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.difference import explain_difference
@@ -154,9 +154,11 @@ class Mixture(DataSource):
             self, components=tuple(replace(component, data=component.data.resolve()) for component in self.components)
         )
 
-    def foresee_mismatch(self, tokenizer: Tokenizer) -> str | None:
-        found = (component.data.foresee_mismatch(tokenizer) for component in self.components)
-        return next((problem for problem in found if problem is not None), None)
+    def foresee_mismatch(self, tokenizer: Tokenizer) -> Mismatch | None:
+        for number, component in enumerate(self.components):
+            if (found := component.data.foresee_mismatch(tokenizer)) is not None:
+                return found._replace(field=f"components.{number}.data.{found.field}")
+        return None
 
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of all components; raises `UserError` if they have different ones."""

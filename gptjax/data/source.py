@@ -8,7 +8,7 @@ A class of your own needs `open` alone: derive from `DataSource` and `RowReader`
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -106,6 +106,14 @@ class RowSet(Protocol):
     def read(self, rows: Int[np.ndarray, " n"], *, with_documents: bool = False) -> Rows: ...
 
 
+class Mismatch(NamedTuple):
+    """Why data will not have a model's ids: the field under `data` that decides it, its value, and the difference."""
+
+    field: str
+    value: str
+    reason: str
+
+
 @runtime_checkable
 class DataSource(Protocol):
     """What a config holds under `data`."""
@@ -121,7 +129,7 @@ class DataSource(Protocol):
         """The tokenizer that made the tokens; None if it is unknown."""
         return None
 
-    def foresee_mismatch(self, tokenizer: Tokenizer) -> str | None:
+    def foresee_mismatch(self, tokenizer: Tokenizer) -> Mismatch | None:
         """How the ids of data that `resolve` would have to make are unlike those of a model's tokenizer.
 
         None where they are alike, where that is not known before, and where nothing has to be made.

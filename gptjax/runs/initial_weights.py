@@ -84,10 +84,11 @@ def open_first_weights(config: TrainConfig, modules: Modules) -> Checkpoint:
     """The model of `init_from`. Raises `UserError` if data that is still to be prepared will have other ids."""
     assert config.init_from is not None
     source = open_checkpoint(config.init_from, imports=modules)
-    if source.tokenizer is not None and (problem := config.data.foresee_mismatch(source.tokenizer)) is not None:
+    if source.tokenizer is not None and (found := config.data.foresee_mismatch(source.tokenizer)) is not None:
+        flag = f"--data.{found.field}"
         raise UserError(
-            f"{problem}, but {source.directory} was trained with {source.tokenizer.name}. Give "
-            f"--data.tokenizer={source.directory}, or data that is prepared with it."
+            f"the data is made with {flag}={found.value}, {found.reason}, but {source.directory} was trained with "
+            f"{source.tokenizer.name}. Give {flag}={source.directory}, or data that is prepared with it."
         )
     print_once(f"  weights: {describe_source(source)}")
     return source

@@ -27,7 +27,7 @@ from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.base import REPLACEMENT, Ids, TextDecoder, Tokenizer, count_before
 from gptjax.tokenization.borders import BORDER, EATS_LEFT, EATS_RIGHT, insert_borders, without_borders
 from gptjax.tokenization.chat_template import ChatTemplate
-from gptjax.tokenization.library_calls import call_quietly, catch_panics
+from gptjax.tokenization.library_calls import catch_panics
 from gptjax.tokenization.library_decoder import LibraryDecoder
 from gptjax.tokenization.special_names import compile_names
 from gptjax.tokenization.tokenizer_json import read_letters, spell_token
@@ -64,7 +64,6 @@ class LibraryTokenizer(Tokenizer):
         self._library.no_truncation()
         self._library.no_padding()
         self._lock = threading.Lock()  # held while `encode_special_tokens` must stay
-        self._may_panic = '"Precompiled"' in text  # its table is followed unchecked, wherever a text leads
         found = self._library.get_added_tokens_decoder()
         self.added_tokens = {
             token.content: (i, *(getattr(token, flag) for flag in FLAGS)) for i, token in sorted(found.items())
@@ -173,7 +172,7 @@ class LibraryTokenizer(Tokenizer):
         try:
             with self._lock, catch_panics():
                 self._library.encode_special_tokens = not trusted
-                return call_quietly(run) if self._may_panic else run()
+                return run()
         except Exception as error:  # the library raises no other kind
             raise UserError(
                 f"the {self.name} tokenizer cannot encode a text: {quote(str(error))}. Wanted: a tokenizer.json whose "

@@ -16,6 +16,7 @@ from gptjax.core.errors import UserError, quote, quote_error
 from gptjax.core.files import LARGEST_TOKENIZER, expand_path, read_text
 from gptjax.core.json_names import refuse_repeated
 from gptjax.tokenization.library_calls import call_quietly, parse_library
+from gptjax.tokenization.precompiled import check_tables
 from gptjax.tokenization.special_names import CONFIG_FILES, END_OF_TEXT
 
 FILE_NAME = "tokenizer.json"
@@ -150,12 +151,11 @@ def read_tokenizer_json(path: Path) -> TokenTable | LibraryFile:
         _check_names(text, path)
     _check_unique(library.get_vocab(with_added_tokens=False), path)
     content = json.loads(call_quietly(library.to_str))  # which has what older files leave out
-    found: TokenTable | None = None
+    check_tables(content["normalizer"], path)
     if dropout := content["model"].get("dropout"):
         raise UserError(f"{path}: model.dropout is {quote(repr(dropout))}, so that ids are drawn at random. {ADVICE}")
     added = content["added_tokens"]
-    if not content["normalizer"] and all(token["special"] for token in added):
-        found = _find_table(content, path)
+    found = _find_table(content, path) if not content["normalizer"] and all(t["special"] for t in added) else None
     left_out = [token["content"] for token in added if _adds(content["post_processor"], token)]
     return LibraryFile(text, library, content, left_out) if found is None else found._replace(left_out=left_out)
 

@@ -81,7 +81,8 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
         record = parse_object(bytes(validate_utf8(line, context, where=where)), where=where)
     except UserError as error:
         return context.skip_record(str(error))
-    if (text := find_text(record, context.text_field, absent=(absent := list[str]()))) is None:
+    absent: list[str] = []
+    if (text := find_text(record, context.text_field, absent=absent)) is None:
         if (repeated := explain_names(record)) is not None:
             return context.skip_record(f"{where}: {repeated}")
         field, known = context.text_field, quote(describe_fields(record))
@@ -89,7 +90,8 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
         found = f"{there}one with {known or 'no keys'} (--text-field chooses another)"
         wanted = f'wanted an object with a string "{field}"'
         return context.skip_record(f"{where}: {wanted}, got {found}.{suggest_command(record)}")
-    report_absent(absent, record, context, where=where)
+    if absent:
+        report_absent(absent, record, context, where=where)
     return encode_utf8(text, context, where=where)
 
 

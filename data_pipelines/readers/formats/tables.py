@@ -100,10 +100,11 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
             as_text = " Make objects of them: " + write_filter("jq -c '.[] | {text: .}'", path)
             advice = suggest_for_list(record) or (as_text if isinstance(record, str) else " Wanted such as [{…}, {…}].")
             raise UserError(f"{path}: holds no array of objects; its first item is {found}.{advice}")
-        absent = list[str]()
+        absent: list[str] = []
         text = find_text(record, context.text_field, absent=absent) if isinstance(record, dict) else None
         if text is not None:
-            report_absent(absent, record, context, where=where)
+            if absent:
+                report_absent(absent, record, context, where=where)
             yield encode_utf8(text, context, where=where)
         elif (repeated := explain_names(record)) is not None:
             context.skip_record(f"{where}: {repeated}")
@@ -116,9 +117,8 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
 
 def report_absent(absent: list[str], record: Mapping[str, Any], context: ReadContext, *, where: str) -> None:
     """Report fields that a record lacks beside one with text, for a name may be misspelled."""
-    if absent:
-        names = quote(list_fields([f'"{name}"' for name in absent]))
-        context.report_problem(LACKING, f"{where}: has no {names}; it has {quote(describe_fields(record))}.")
+    names = quote(list_fields([f'"{name}"' for name in absent]))
+    context.report_problem(LACKING, f"{where}: has no {names}; it has {quote(describe_fields(record))}.")
 
 
 def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:

@@ -72,8 +72,9 @@ def is_json_object(line: bytes) -> bool:
 
 def is_before_object(error: Exception) -> bool:
     """Whether an error of parsing JSON is about an object behind the first one, which `jq` reads."""
-    is_extra = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-    return is_extra and error.doc.lstrip()[:1] == "{" == error.doc[error.pos]
+    if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
+        return False
+    return error.doc.lstrip()[:1] == "{" == error.doc[error.pos]
 
 
 def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
