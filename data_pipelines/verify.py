@@ -15,7 +15,8 @@ import tyro
 
 from data_pipelines.output.build import print_splits
 from data_pipelines.runtime.options import run_command
-from gptjax.core.files import expand_path
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path, suggest_neighbour
 from gptjax.data.manifest import Manifest
 from gptjax.data.verification import verify_prepared
 
@@ -31,6 +32,8 @@ class VerifyShards:
 def verify_directory(request: VerifyShards) -> Manifest:
     """Check shards, sidecars and tokenizer.json and print a summary; a `UserError` names what differs."""
     directory = expand_path(request.directory)
+    if not directory.exists():
+        raise UserError(f"{directory} does not exist.{suggest_neighbour(directory)}")
     manifest = verify_prepared(directory)
     print_splits(directory, manifest)
     print(f"{directory}: complete, {manifest.tokenizer}, {manifest.dtype}")

@@ -67,6 +67,8 @@ def test_find_prepared_returns_what_the_same_request_made(made, capsys):
         find_prepared(out, REQUEST | {"shard_tokens": 8, "seed": 1}, overwrite=False)
     with pytest.raises(UserError, match=r"request \(names, sizes or times of the source's files, seed differ\)"):
         find_prepared(out, REQUEST | {"seed": 1, "files": 2, "names_sizes_times": "x"}, overwrite=False)
+    with pytest.raises(UserError, match=rf"--overwrite\. --tokenizer={out} keeps its ids, which runs on it need\.$"):
+        find_prepared(out, REQUEST | {"tokenizer": "bpe:400"}, overwrite=False)
     (out / "train_000000.bin").write_bytes(b"")
     with pytest.raises(UserError, match="0 bytes"):
         find_prepared(out, REQUEST, overwrite=False)

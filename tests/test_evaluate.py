@@ -248,8 +248,9 @@ def test_invalid_arguments_are_named(
 
 def test_directory_without_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "/nowhere is not there. Give a run, " in read_error(capsys, "--checkpoint=/nowhere")
-    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart/deep").mkdir(parents=True)
     assert f"Did you mean {tmp_path}/quickstart?" in read_error(capsys, f"--checkpoint={tmp_path}/quikstart")
+    assert f"Did you mean {tmp_path}/quickstart/deep?" in read_error(capsys, f"--checkpoint={tmp_path}/quikstart/deep")
 
 
 def test_quantized_loss_is_measured_beside_the_other(run: TrainConfig, capsys: pytest.CaptureFixture) -> None:

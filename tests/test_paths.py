@@ -88,6 +88,9 @@ def test_spec_that_names_nothing_is_refused(tmp_path):
         find(tmp_path)
     with pytest.raises(UserError, match=r"no such file, directory or pattern\. Or else\."):
         find(tmp_path / "*.txt")
+    (tmp_path / "book.txt").touch()
+    with pytest.raises(UserError, match=rf"pattern\. Did you mean {tmp_path}/book\.txt\? Or else\."):
+        find(tmp_path / "bok.txt")
 
 
 def test_identity_is_of_names_sizes_and_times(tmp_path):

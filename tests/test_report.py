@@ -193,6 +193,30 @@ def test_summary_without_checkpoint_names_the_command(
     assert printed.endswith("WARNING: on the CPU\n")
 
 
+def test_summary_names_the_best_checkpoint_where_later_ones_are_worse(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {1: 1.5, 2: 3.0}
+    monkeypatch.setattr(report, "list_steps", lambda path: [*losses])
+    monkeypatch.setattr(report, "rank_steps", lambda path: sorted(losses, key=lambda step: losses[step]))
+    monkeypatch.setattr(report, "read_metadata", lambda path, step: {"best_value": losses[step]})
+    config = replace(config, output_dir=str(tmp_path))
+    write_metrics(config)
+    write_checkpoint(config)
+    report.print_summary(config, COMMAND, stopped=None)
+    printed = capsys.readouterr().out
+    assert "note: val_loss was lowest at step 1, 1.5000; at step 2 it is 3.0000." in printed
+    assert "train on" not in printed
+    assert all("/tiny@best" in line for line in printed.splitlines() if "--checkpoint=" in line)
+    report.print_summary(config, COMMAND, stopped=Stop.by_signal(2))
+    assert f"  resume    {COMMAND}\n" in capsys.readouterr().out, "the run has not come to its end"
+    losses[2] = 1.5
+    report.print_summary(config, COMMAND, stopped=None)
+    printed = capsys.readouterr().out
+    assert "@best" not in printed
+    assert "train on" in printed, "it is no worse"
+
+
 def test_summary_compares_with_bigram_and_names_commands(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,8 +237,10 @@ def test_summary_compares_with_bigram_and_names_commands(
         report.print_summary(replace(config, resume="force"), f"{COMMAND} --resume=force", stopped=Stop.by_signal(2))
         assert (" --resume=force" in capsys.readouterr().out) == is_needed, "until the forced config is saved"
     masked = replace(config, objective=SFT(), model=replace(config.model, intra_document_mask=True))
-    report.print_summary(masked, COMMAND, stopped=None)
-    assert "  chat      python -m gptjax.chat --checkpoint=" in capsys.readouterr().out
+    for kind in ("sample", "chat"):  # plain texts have no template
+        report.print_summary(masked, COMMAND, stopped=None)
+        assert f"  {kind:<10}python -m gptjax.{kind} --checkpoint=" in capsys.readouterr().out
+        (config.directory / "chat_template.json").touch()
     part = replace(config, evaluators=(ValidationLoss(tokens=9),), schedule_steps=500)
     report.print_summary(part, f"{COMMAND} --steps 60 --schedule-steps=500", stopped=None)
     printed = capsys.readouterr().out

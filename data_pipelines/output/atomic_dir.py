@@ -6,6 +6,8 @@ Everything is written into a hidden sibling, `.NAME.partial`, and renamed at the
 import contextlib
 import fcntl
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -76,9 +78,11 @@ def find_prepared(
     made = made | same
     differing = sorted(key for key in request | made if request.get(key) != made.get(key))
     if changed := ", ".join(dict.fromkeys(OF_FILES.get(key, key) for key in differing)):
+        learned = re.fullmatch(r"bpe:\d+|chars", str(request.get("tokenizer")))
+        keep = f" {shlex.quote(f'--tokenizer={output}')} keeps its ids, which runs on it need." if learned else ""
         raise UserError(
             f"{output}: was prepared by another request ({changed} differ). "
-            "Choose another --output, or replace it with --overwrite."
+            f"Choose another --output, or replace it with --overwrite.{keep}"
         )
     check_unchanged(output)
     check_tokenizer_files(output)

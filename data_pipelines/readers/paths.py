@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.readers.foreign_files import MAKE_TEXT, MARKUP, suggest_conversion
 from gptjax.core.errors import UserError, count_of, format_message, quote
-from gptjax.core.files import expand_path, hash_json
+from gptjax.core.files import expand_path, hash_json, suggest_neighbour
 
 PACKED = {
     ".bz2": "bzip2 -dk",
@@ -76,7 +76,7 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         names = sorted(glob.glob(str(path), recursive=True), key=lambda name: (len(name), name), reverse=True)
         found = list({os.path.realpath(name): Path(name) for name in names if not os.path.isdir(name)}.values())
         if not found:
-            raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
+            raise UserError(f"source {spec!r}: no such file, directory or pattern.{suggest_neighbour(path)}{otherwise}")
     for file in found:
         if _CONTROL.search(str(file)):
             raise UserError(f"{quote(str(file))}: its path has a line end or control characters. Rename that part.")

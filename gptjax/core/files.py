@@ -299,12 +299,14 @@ def _is_alive(process: int) -> bool:
 
 
 def suggest_neighbour(path: Path) -> str:
-    """A question that names what stands beside a missing path under almost its name; empty without such."""
+    """A question that names a path that exists, with almost the name of one part of a missing one; else empty."""
+    missing = next((part for part in (path, *path.parents) if part.parent.is_dir()), path)
     names = list[str]()
     with contextlib.suppress(OSError):
-        names = os.listdir(path.parent)
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
-    return f" Did you mean {quote(str(path.with_name(close[0])))}?" if close else ""
+        names = os.listdir(missing.parent)
+    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.75)
+    found = [meant for name in close if (meant := missing.with_name(name) / path.relative_to(missing)).exists()]
+    return f" Did you mean {quote(str(found[0]))}?" if found else ""
 
 
 def check_free(output: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import AnyPath, hash_json
+from gptjax.core.files import AnyPath, hash_json, suggest_neighbour
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Counts, Manifest, read_manifest
 from gptjax.data.shards import Format
 from gptjax.data.token_stream import TokenStream
@@ -46,7 +46,8 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     folder = Path(directory)
     if not folder.is_dir():
         command = f"python -m data_pipelines.prepare --source=TEXT --tokenizer=gpt2 --output=DIR {_OTHER_KINDS}."
-        absent = f"no such directory of shards. If it was moved, name its place. Text becomes shards by {command}"
+        meant = suggest_neighbour(folder) or " If it was moved, name its place."
+        absent = f"no such directory of shards.{meant} Text becomes shards by {command}"
         raise UserError(f"{folder}: {_advise_on_file(folder) if folder.is_file() else absent}")
     found = list_split_files(folder, split)
     if not found:

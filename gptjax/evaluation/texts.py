@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core.errors import UserError, count_of, quote
+from gptjax.core.files import suggest_neighbour
 from gptjax.data.readers import import_reader
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
@@ -90,7 +91,7 @@ def read_documents(
 def check_exists(path: Path) -> None:
     """Raise a `UserError` for a text that is not there."""
     if not path.exists():
-        raise UserError(f"{path} cannot be read: No such file or directory.")
+        raise UserError(f"{path} cannot be read: No such file or directory.{suggest_neighbour(path)}")
 
 
 def _tell(notes: Iterable[str], told: set[str] | None) -> None:

@@ -18,7 +18,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, take_layers, with_static
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
-from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
+from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, describe_source, open_checkpoint
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE
@@ -90,6 +90,7 @@ def open_first_weights(config: TrainConfig, modules: Modules) -> Checkpoint:
             f"the data is made with {flag}={found.value}, {found.reason}, but {source.directory} was trained with "
             f"{source.tokenizer.name}. Give {flag}={source.directory}, or data that is prepared with it."
         )
+    print_once(f"  weights: {describe_source(source)}")
     return source
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gptjax.checkpoints.checkpoint_format import DEFAULT_METRIC, read_metadata
+from gptjax.checkpoints.checkpoint_format import DEFAULT_METRIC, rank_steps, read_metadata
 from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.flags import drop_flags
 from gptjax.config import TrainConfig
@@ -37,6 +37,7 @@ from gptjax.runs.run_dir import CHECKPOINTS, CONSOLE_LOG, TOKENIZER_FILE
 from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 
@@ -190,7 +191,8 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if stopped is not None and stopped.status == 0:  # by patience: the same command would stop again
         words = [*drop_flags(words, "patience"), "--patience=None"]
     run = shorten_path(config.directory)
-    run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
+    better = _describe_better(config, run)
+    run, exported = shlex.quote(f"{run}@best" if better else run), shlex.quote(f"{run}-hf")
     for_model, for_data = _find_imports(config, words)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
     length = 2 * config.steps
@@ -198,16 +200,29 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if length > config.schedule_length:
         longer = [*drop_flags(longer, "schedule-steps"), f"--schedule-steps={length}"]
     more = f"resume    {shlex.join(words)}" if stopped else f"train on  {shlex.join(longer)}"
-    lines = [f"  {more}"]
-    if (config.directory / TOKENIZER_FILE).is_file():
-        is_chat = get_row_kind(config.objective) != "text"
+    lines = [] if better and not stopped else [f"  {more}"]
+    if (config.directory / TOKENIZER_FILE).is_file():  # pairs of plain text have no template
+        is_chat = get_row_kind(config.objective) != "text" and (config.directory / CHAT_TEMPLATE_FILE).is_file()
         name, prompt = ("chat", "") if is_chat else ("sample", _choose_prompt(config))
         lines.append(f"  {name:<10}python -m gptjax.{name} --checkpoint={run}{prompt}{for_model}")
     if _has_validation(config) and get_row_kind(config.objective) != "pairs":
         lines.append(f"  evaluate  python -m gptjax.evaluate --checkpoint={run}{for_model or for_data}")
     if _is_exportable(config):
         lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{for_model}")
-    print_once("next:", *lines)
+    print_once(*better, "next:", *lines)
+
+
+def _describe_better(config: TrainConfig, run: str) -> list[str]:
+    """A note if an earlier checkpoint has a lower loss than the newest: further steps would not lower it."""
+    checkpoints = config.directory / CHECKPOINTS
+    ranked, newest = rank_steps(checkpoints), list_steps(checkpoints)[-1]
+    if not config.checkpoint.keep_best or newest not in ranked:
+        return []
+    best, last = (read_metadata(checkpoints, step)["best_value"] for step in (ranked[0], newest))
+    return [
+        f"note: {config.checkpoint.best_metric} was lowest at step {ranked[0]:,}, {best:.4f}; at step {newest:,} it is "
+        f"{last:.4f}. {shlex.quote(f'{run}@best')} names the better one"
+    ] * (best < last)
 
 
 def _is_saved(config: TrainConfig) -> bool:
