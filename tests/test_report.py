@@ -210,6 +210,11 @@ def test_summary_names_the_best_checkpoint_where_later_ones_are_worse(
     assert all("/tiny@best" in line for line in printed.splitlines() if "--checkpoint=" in line)
     report.print_summary(config, COMMAND, stopped=Stop.by_signal(2))
     assert f"  resume    {COMMAND}\n" in capsys.readouterr().out, "the run has not come to its end"
+    losses[2] = 1.51
+    report.print_summary(config, COMMAND, stopped=None)
+    printed = capsys.readouterr().out
+    assert "/tiny@best" in printed
+    assert "train on" in printed, "so little may be noise"
     losses[2] = 1.5
     report.print_summary(config, COMMAND, stopped=None)
     printed = capsys.readouterr().out

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -39,6 +39,9 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE
 from gptjax.tokenization.tokenizer import load_tokenizer
+
+_RISE = 0.02
+"""A last loss above the lowest by more than this part of it has risen: training on is not suggested."""
 
 
 def keep_output(config: TrainConfig) -> None:
@@ -191,7 +194,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if stopped is not None and stopped.status == 0:  # by patience: the same command would stop again
         words = [*drop_flags(words, "patience"), "--patience=None"]
     run = shorten_path(config.directory)
-    better = _describe_better(config, run)
+    better = _find_better(config)
     run, exported = shlex.quote(f"{run}@best" if better else run), shlex.quote(f"{run}-hf")
     for_model, for_data = _find_imports(config, words)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
@@ -200,7 +203,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if length > config.schedule_length:
         longer = [*drop_flags(longer, "schedule-steps"), f"--schedule-steps={length}"]
     more = f"resume    {shlex.join(words)}" if stopped else f"train on  {shlex.join(longer)}"
-    lines = [] if better and not stopped else [f"  {more}"]
+    lines = [] if better and better.is_clear and not stopped else [f"  {more}"]
     if (config.directory / TOKENIZER_FILE).is_file():  # pairs of plain text have no template
         is_chat = get_row_kind(config.objective) != "text" and (config.directory / CHAT_TEMPLATE_FILE).is_file()
         name, prompt = ("chat", "") if is_chat else ("sample", _choose_prompt(config))
@@ -209,20 +212,36 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
         lines.append(f"  evaluate  python -m gptjax.evaluate --checkpoint={run}{for_model or for_data}")
     if _is_exportable(config):
         lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{for_model}")
-    print_once(*better, "next:", *lines)
+    if better:
+        metric = config.checkpoint.best_metric
+        print_once(
+            f"note: {metric} was lowest at step {better.step:,}, {better.loss:.4f}; at step {better.last_step:,} it is "
+            f"{better.last_loss:.4f}. {run} names the better one"
+        )
+    print_once("next:", *lines)
 
 
-def _describe_better(config: TrainConfig, run: str) -> list[str]:
-    """A note if an earlier checkpoint has a lower loss than the newest: further steps would not lower it."""
+class _Better(NamedTuple):
+    """An earlier checkpoint with a lower loss than the newest has."""
+
+    step: int
+    loss: float
+    last_step: int
+    last_loss: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the loss rises: less may be noise, after which further steps lower it."""
+        return self.last_loss - self.loss > _RISE * abs(self.loss)
+
+
+def _find_better(config: TrainConfig) -> _Better | None:
     checkpoints = config.directory / CHECKPOINTS
     ranked, newest = rank_steps(checkpoints), list_steps(checkpoints)[-1]
     if not config.checkpoint.keep_best or newest not in ranked:
-        return []
+        return None
     best, last = (read_metadata(checkpoints, step)["best_value"] for step in (ranked[0], newest))
-    return [
-        f"note: {config.checkpoint.best_metric} was lowest at step {ranked[0]:,}, {best:.4f}; at step {newest:,} it is "
-        f"{last:.4f}. {shlex.quote(f'{run}@best')} names the better one"
-    ] * (best < last)
+    return _Better(ranked[0], best, newest, last) if best < last else None
 
 
 def _is_saved(config: TrainConfig) -> bool:
