@@ -61,18 +61,11 @@ def describe_lack(directory: Path, message: str, *, nbytes: int) -> str:
     """What a save had needed that failed with this message, and what there is; empty for other failures."""
     if not any(text in message for text in _FULL):  # of an error of another process, there is no number
         return ""
-    if os.strerror(errno.ENOSPC) in message and _has_no_inodes(directory):
-        return " Its file system has no inodes left (df -i): files must be deleted, of whatever size."
-    free = find_free_bytes(directory)
+    free, size = find_free_bytes(directory), nbytes + _BESIDES
     there = "" if free is None else f", and {format_bytes(free)} are free on its file system"
-    return f" A checkpoint takes {format_bytes(nbytes + _BESIDES)}{there}."
-
-
-def _has_no_inodes(directory: Path) -> bool:
-    with suppress(OSError):
-        disk = os.statvfs(directory)
-        return disk.f_files > 0 and disk.f_favail == 0  # some file systems count none
-    return False
+    # What the save wrote is deleted by now, so the inodes that it used up are free again.
+    other = ", so its inodes (df -i) or a quota may be used up" if free is not None and free >= size else ""
+    return f" A checkpoint takes {format_bytes(size)}{there}{other}."
 
 
 def _count_file_bytes(directory: Path) -> int:
