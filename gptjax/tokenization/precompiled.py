@@ -36,10 +36,10 @@ def is_sound(table: bytes) -> bool:
     A unit holds the byte that leads to it, where the units of the next bytes are, and whether a sequence ends there.
     """
     count = int.from_bytes(table[:4], "little") // 4
+    if count == 0 or count % BLOCK or len(table) < 4 * (count + 1):  # else each block with a node in it is whole
+        return False
     units = np.frombuffer(table[4:], "<u4", count).astype(np.int64)
     texts = np.frombuffer(table[4 * (count + 1) :] + b"\0", np.uint8)
-    if count == 0 or count % BLOCK:  # else each block with a node in it is whole
-        return False
     numbers, labels = np.arange(count), units & 0x8000_00FF
     nodes = numbers ^ (units >> 10) << ((units & 0x200) >> 6)
     parents = np.where((labels > 0) & (labels < BLOCK), numbers ^ labels, -1)
