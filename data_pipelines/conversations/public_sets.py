@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipelines.conversations.dialogue_text import split_dialogue
 from data_pipelines.conversations.field_names import ADDED, ANSWERS, LISTS, QUESTIONS, SYSTEM
-from data_pipelines.readers.fields import plain_name
+from data_pipelines.readers.fields import PAIRS, plain_name
 from gptjax.tokenization.messages import TOOLS, UselessRecord
 
 META = "meta_instruction"
@@ -30,21 +30,20 @@ _MOSS_ENDS = re.compile(r"\s*<eo[hmat]>\s*\Z")
 _MOSS_NAME = re.compile(r"\A\s*<\|?(?:Human|MOSS)\|?>\s*:\s*")
 _MOSS_TEXT = re.compile(r"\s*(?:<eo[hmat]>)?\s*\[(Human|MOSS)\]:\s*")
 _CHOICE = " Questions with choices are for the tasks of python -m gptjax.evaluate."
-_PAIR = " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
 FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("chosen", "rejected"), _PAIR),
-    (("conversation_a", "conversation_b"), _PAIR),
-    (("response_a", "response_b"), _PAIR),
-    (("response_0", "response_1"), _PAIR),
-    (("response_1", "response_2"), _PAIR),
-    (("response1", "response2"), _PAIR),
-    (("response-1", "response-2"), _PAIR),
-    (("answer_0", "answer_1"), _PAIR),
-    (("summaries", "choice"), _PAIR),
-    (("human_ref_a", "human_ref_b"), _PAIR),
-    (("chosen_response", "rejected_response"), _PAIR),
-    (("response_j", "response_k"), _PAIR),
-    (("preferred_output", "non_preferred_output"), _PAIR),
+    (("chosen", "rejected"), PAIRS),
+    (("conversation_a", "conversation_b"), PAIRS),
+    (("response_a", "response_b"), PAIRS),
+    (("response_0", "response_1"), PAIRS),
+    (("response_1", "response_2"), PAIRS),
+    (("response1", "response2"), PAIRS),
+    (("response-1", "response-2"), PAIRS),
+    (("answer_0", "answer_1"), PAIRS),
+    (("summaries", "choice"), PAIRS),
+    (("human_ref_a", "human_ref_b"), PAIRS),
+    (("chosen_response", "rejected_response"), PAIRS),
+    (("response_j", "response_k"), PAIRS),
+    (("preferred_output", "non_preferred_output"), PAIRS),
     (
         ("human_answers", "chatgpt_answers"),
         " HC3 has answers of two kinds: --rename-fields=chatgpt_answers:answers or human_answers:answers chooses.",

@@ -26,6 +26,11 @@ QUESTION_AND_ANSWER = (
 """Fields of records that are conversations."""
 MESSAGE = ({"role", "content"}, {"from", "value"})
 """Fields of a message."""
+PAIRS = (
+    " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences, with --tokenizer=RUN "
+    "of a model that is trained on texts or chats."
+)
+"""What to say of a record of two answers."""
 
 _ABSENT = object()
 """The value of a field that a record lacks."""
@@ -223,7 +228,7 @@ def suggest_command(names: Collection[str]) -> str:
     """What a message adds for fields of conversations or of pairs: the command that reads them."""
     plain = {plain_name(name) for name in names}
     if {"chosen", "rejected"} <= plain:
-        return " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
+        return PAIRS
     pairs = (*QUESTION_AND_ANSWER, *MESSAGE)
     is_chat = not plain.isdisjoint(CHAT_FIELDS) or any(pair <= plain for pair in pairs)
     return " Conversations are for python -m data_pipelines.prepare_chat." if is_chat else ""
