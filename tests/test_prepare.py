@@ -113,7 +113,7 @@ def test_prepare_keeps_every_text(tmp_path, bpe, capsys, name):
 )
 def test_prepare_of_chats_and_pairs_names_their_command(tmp_path, name, text, command):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=rf"are for python -m data_pipelines\.{command}\."):
+    with pytest.raises(UserError, match=rf"are for python -m data_pipelines\.{command}[.,]"):
         run(tmp_path / name, tmp_path / "out")
 
 

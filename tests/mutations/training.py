@@ -21,9 +21,9 @@ TRAINING = (
         "gptjax/checkpoints/rotation.py",
         "test_checkpoint.py::test_prune_keeps_the_newest_and_the_best",
         # One checkpoint too many is kept.
-        ("steps[-keep:]", "steps[-keep - 1 :]"),
+        ("sorted(existing)[-keep:]", "sorted(existing)[-keep - 1 :]"),
         # The best is kept where it should not be.
-        ("if keep_best else []", "if not keep_best else []"),
+        ("if keep_best else None", "if not keep_best else None"),
     ),
     *mutate(
         "gptjax/checkpoints/checkpoint.py",
