@@ -375,7 +375,7 @@ def make_killed_config(shards: Path, directory: Path, **changes: Any) -> TrainCo
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path):
-    kill_repeatedly(make_killed_config(shards, tmp_path), kills=3, seed=0)
+    kill_repeatedly(make_killed_config(shards, tmp_path), kills=2, seed=0)
 
 
 @pytest.mark.slow
